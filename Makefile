@@ -1,0 +1,42 @@
+# make demo   run the quickstart in a real notebook server, show its result, stop everything
+# make test   lint, types, import rules and the whole test suite
+# make lab    the quickstart, open in JupyterLab
+# All of them first make .venv, once for each state of pyproject.toml and constraints.txt.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN    := .venv/bin
+STAMP  := .venv/.installed-$(shell cat pyproject.toml constraints.txt | cksum | tr ' ' '-')
+
+.PHONY: demo lab test lint quick install clean
+
+demo: install
+	@$(BIN)/python scripts/demo.py
+
+lab: install
+	@$(BIN)/python scripts/demo.py lab
+
+test: lint
+	$(BIN)/python -m pytest
+
+quick: install
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+install: $(STAMP)
+
+# torch first and alone, so that a build of it that is already there (CPU, CUDA) is kept. Not compiled while installing: that
+# takes as long as everything else, and most of it is never imported.
+$(STAMP):
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check --no-compile -c constraints.txt torch
+	$(BIN)/python -m pip install --disable-pip-version-check --no-compile -c constraints.txt -e ".[all]"
+	@rm -f .venv/.installed-*
+	@touch $@
+
+clean:
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,83 @@
+"""``Client``: pymongo's, whose databases know models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import pymongo
+from pymongo.typings import _DocumentType
+
+from superduper_nb.client.database import Database
+from superduper_nb.client.workspace import Workspace
+
+if TYPE_CHECKING:
+    from superduper_nb.config import Config
+    from superduper_nb.services import Services
+
+__all__ = ["Client"]
+
+
+class Client(pymongo.MongoClient[_DocumentType]):
+    """A `pymongo.MongoClient` whose databases and collections also register models and find by meaning.
+
+    Takes `MongoClient`'s arguments. A client made directly does everything in this process; `superduper_nb.connect` makes
+    one that uses the notebook server.
+
+    Examples
+    --------
+    >>> docs = Client("mongodb://localhost")["shop"]["products"]                  # doctest: +SKIP
+    """
+
+    # MongoClient turns unknown attributes into databases, so these exist before its constructor runs.
+    _services: Services | None = None
+    _on_close: Callable[[], None] | None = None
+    _workspaces: dict[str, Workspace] | None = None
+    _valid_fraction: float = 0.05
+    how: str = "this client was made directly: everything runs in this process"
+    """How the cluster was found."""
+
+    def _use(self, services: Services, how: str, config: Config, on_close: Callable[[], None] | None = None) -> None:
+        self._services, self.how, self._on_close = services, how, on_close
+        self._valid_fraction = config.valid_fraction
+
+    @property
+    def services(self) -> Services:
+        """Search, model server and jobs, wherever they run."""
+        if self._services is None:
+            from superduper_nb.services import InProcessServices
+
+            self._services = InProcessServices(self)
+        return self._services
+
+    def status(self) -> dict[str, Any]:
+        """Say where each component runs, in which version and state."""
+        return {**self.services.status(), "found": self.how}
+
+    def _workspace(self, name: str) -> Workspace:
+        if self._workspaces is None:
+            self._workspaces = {}
+        if name not in self._workspaces:
+            self._workspaces[name] = Workspace(self, name)
+        return self._workspaces[name]
+
+    def close(self) -> None:
+        """Close the connections, and what runs in this process for this client."""
+        services, on_close = self._services, self._on_close
+        self._services = self._on_close = None
+        if services is not None:
+            services.close()
+        super().close()
+        if on_close is not None:
+            on_close()
+
+    # --- the same as pymongo's, but of our classes -----------------------------------------------------------------
+
+    def __getitem__(self, name: str) -> Database[_DocumentType]:
+        return Database(self, name)
+
+    def get_database(self, name: str | None = None, *args: Any, **kwargs: Any) -> Database[_DocumentType]:  # noqa: D102
+        return Database._of(super().get_database(name, *args, **kwargs))
+
+    def get_default_database(self, *args: Any, **kwargs: Any) -> Database[_DocumentType]:  # noqa: D102
+        return Database._of(super().get_default_database(*args, **kwargs))

@@ -1,0 +1,192 @@
+"""``Database``: pymongo's, with registries of what was registered in it and verbs that register more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import pymongo.database
+from pymongo.typings import _DocumentType
+
+from superduper_nb.client.jobs import JobList, Jobs
+from superduper_nb.client.registry import Registry
+from superduper_nb.components.store import Kind, check_identifier
+from superduper_nb.errors import InvalidInputError, did_you_mean
+from superduper_nb.models.apply import check_model
+
+if TYPE_CHECKING:
+    from superduper_nb.client.client import Client
+    from superduper_nb.client.collection import Collection
+    from superduper_nb.client.workspace import Workspace
+
+__all__ = ["Database"]
+
+
+class Database(pymongo.database.Database[_DocumentType]):
+    """A `pymongo.database.Database` in which models, types and measures can be registered.
+
+    Attributes
+    ----------
+    models, types, measures : Registry
+        What is registered: mappings by name.
+    jobs : JobList
+        The recorded jobs.
+    """
+
+    @property
+    def _workspace(self) -> Workspace:
+        return cast("Client[Any]", self.client)._workspace(self.name)
+
+    @classmethod
+    def _of(cls, database: pymongo.database.Database[Any]) -> Database[Any]:
+        return cls(
+            database.client,
+            database.name,
+            database.codec_options,
+            database.read_preference,
+            database.write_concern,
+            database.read_concern,
+        )
+
+    # --- what is registered ----------------------------------------------------------------------------------------
+
+    @property
+    def models(self) -> Registry:
+        """The models."""
+        return Registry(self._workspace, "model")
+
+    @property
+    def types(self) -> Registry:
+        """The types registered here (the built-in ones are not listed)."""
+        return Registry(self._workspace, "type")
+
+    @property
+    def measures(self) -> Registry:
+        """The measures registered here (``cosine``, ``dot`` and ``l2`` are built in)."""
+        return Registry(self._workspace, "measure")
+
+    @property
+    def jobs(self) -> JobList:
+        """The recorded jobs, newest first."""
+        return JobList(self._workspace)
+
+    # --- registering -------------------------------------------------------------------------------------------------
+
+    def create_model(
+        self,
+        id: str,
+        obj: Any,
+        *,
+        preprocess: Callable[[Any], Any] | None = None,
+        postprocess: Callable[[Any], Any] | None = None,
+        type: str | None = None,
+        batch_size: int | None = None,
+        device: str = "auto",
+    ) -> Jobs:
+        """Register a model; a new version of it where the name is taken by one with other content.
+
+        Parameters
+        ----------
+        id : str
+            Its name.
+        obj : torch.nn.Module, sklearn estimator, callable or object
+            What is applied (see `superduper_nb.Predictor`). Code defined in the notebook is stored with it.
+        preprocess, postprocess : callable, optional
+            Applied to each input before, and to each row after; default: the methods of these names on `obj`.
+        type : str, optional
+            How outputs are stored: ``"vector"`` for embeddings. Default: by their class.
+        batch_size : int, optional
+            Inputs a batch.
+        device : str, default "auto"
+            A torch device; "auto" takes the GPU where there is one.
+
+        Returns
+        -------
+        Jobs
+            Those that recompute what depends on the model; none for a new name or the same content.
+
+        Raises
+        ------
+        InvalidInputError
+            A bad name, an unknown type, an object that is no model or can't be stored.
+        """
+        check_identifier("A model", id)
+        check_model(obj)
+        workspace = self._workspace
+        known = workspace.loader.codec().type_ids
+        if type is not None and type not in known:
+            raise InvalidInputError(f"No type is called {type!r}.{did_you_mean(type, known)}")
+        if batch_size is not None and batch_size < 1:
+            raise InvalidInputError(f"batch_size={batch_size!r}: it must be at least 1.")
+        bundle = {"object": obj, "preprocess": preprocess, "postprocess": postprocess}
+        definition = {"type": type, "batch_size": batch_size, "device": device}
+        model, new = workspace.store.put("model", id, definition, obj=bundle)
+        workspace.changed()
+        return self._started(workspace.backfill(workspace.dependents(model)) if new and model.version > 1 else {})
+
+    def create_type(self, id: str, obj: Any) -> Jobs:
+        """Register a type: an object with ``encode(x) -> bytes``, ``decode(bytes) -> x`` and, optionally, ``types``."""
+        if not (callable(getattr(obj, "encode", None)) and callable(getattr(obj, "decode", None))):
+            raise InvalidInputError(f"A type needs encode(x) and decode(bytes); {obj!r:.80} lacks one of them.")
+        return self._put("type", id, obj)
+
+    def create_measure(self, id: str, obj: Callable[[Any, Any], Any]) -> Jobs:
+        """Register a measure: ``(queries (m, d), vectors (n, d)) -> scores (m, n)``, higher is nearer."""
+        if not callable(obj):
+            raise InvalidInputError(f"A measure is a function of (queries, vectors); {obj!r:.80} can't be called.")
+        return self._put("measure", id, obj)
+
+    def _put(self, kind: Kind, id: str, obj: Any) -> Jobs:
+        check_identifier(f"A {kind}", id)
+        self._workspace.store.put(kind, id, {}, obj=obj)
+        self._workspace.changed()
+        return Jobs(self._workspace, {})
+
+    def _started(self, jobs: dict[str, str]) -> Jobs:
+        self._workspace.services.notify(self.name, list(jobs.values()))
+        return Jobs(self._workspace, jobs)
+
+    # --- using ---------------------------------------------------------------------------------------------------------
+
+    def predict(self, model: str, x: Any, *, version: int | None = None) -> Any:
+        """Apply a registered model to one input, in the model server.
+
+        Raises
+        ------
+        NotFoundError
+            No such model, or version.
+        ModelError
+            The model raised.
+        """
+        return self.predict_many(model, [x], version=version)[0]
+
+    def predict_many(self, model: str, xs: Sequence[Any], *, version: int | None = None) -> list[Any]:
+        """Apply a registered model to many inputs; the same outputs as the model applied locally, in order."""
+        return self._workspace.services.predict(self.name, model, list(xs), version).outputs
+
+    def watch_job(self, id: str) -> None:
+        """Print what a job says until it ends."""
+        from superduper_nb.client.watching import watch
+
+        watch(self.jobs[id])
+
+    # --- the same as pymongo's, but of our classes ---------------------------------------------------------------------
+
+    def __getitem__(self, name: str) -> Collection[_DocumentType]:
+        from superduper_nb.client.collection import Collection
+
+        return Collection(self, name)
+
+    def get_collection(self, name: str, *args: Any, **kwargs: Any) -> Collection[_DocumentType]:  # noqa: D102
+        from superduper_nb.client.collection import Collection
+
+        return Collection(self, name, False, *args, **kwargs)
+
+    def create_collection(self, name: str, *args: Any, **kwargs: Any) -> Collection[_DocumentType]:  # noqa: D102
+        made = super().create_collection(name, *args, **kwargs)
+        return self.get_collection(
+            name, made.codec_options, made.read_preference, made.write_concern, made.read_concern
+        )
+
+    def with_options(self, *args: Any, **kwargs: Any) -> Database[Any]:  # noqa: D102
+        return self._of(super().with_options(*args, **kwargs))

@@ -1,0 +1,144 @@
+"""One mapping for each kind of component: ``docs.models["m"]``, ``list(docs.models)``, ``docs.models.delete("m")``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from superduper_nb.components.store import Component, Kind
+from superduper_nb.errors import ConflictError
+from superduper_nb.jobs.watchers import Watcher
+
+if TYPE_CHECKING:
+    from superduper_nb.client.workspace import Workspace
+
+__all__ = ["Registry"]
+
+
+class Registry(Mapping[str, Any]):
+    """The components of one kind.
+
+    Parameters
+    ----------
+    workspace : Workspace
+        Of their database.
+    kind : str
+        Which kind.
+    collection : str
+        The collection they belong to; empty for those of the whole database.
+    """
+
+    def __init__(self, workspace: Workspace, kind: Kind, collection: str = "") -> None:
+        self._workspace, self._kind, self._collection = workspace, kind, collection
+
+    def __getitem__(self, id: str) -> Any:
+        """Return the registered object; the definition of what has none."""
+        component = self._get(id)
+        if component.artifact is None:
+            return {"id": component.id, **component.definition}
+        loaded = self._workspace.loader.object(component)
+        return loaded["object"] if self._kind == "model" else loaded
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._workspace.store.ids(self._kind, collection=self._collection))
+
+    def __len__(self) -> int:
+        return len(self._workspace.store.ids(self._kind, collection=self._collection))
+
+    def __contains__(self, id: object) -> bool:
+        return (
+            isinstance(id, str) and self._workspace.store.find(self._kind, id, collection=self._collection) is not None
+        )
+
+    def versions(self, id: str) -> list[int]:
+        """List the versions of a component, oldest first."""
+        self._get(id)
+        return self._workspace.store.versions(self._kind, id, collection=self._collection)
+
+    def describe(self, id: str) -> dict[str, Any]:
+        """Return what is known of a component, without loading its object."""
+        component = self._get(id)
+        artifact = component.artifact
+        size = {} if artifact is None else {"bytes": artifact["size"], "python": artifact["python"]}
+        return {
+            "id": component.id,
+            "kind": component.kind,
+            "version": component.version,
+            "created": component.created,
+            **component.definition,
+            **size,
+            "used_by": self._users(id),
+        }
+
+    def delete(self, id: str, *, force: bool = False) -> None:
+        """Remove a component, with all versions.
+
+        Parameters
+        ----------
+        id : str
+            Which one.
+        force : bool, default False
+            Also when something uses it.
+
+        Raises
+        ------
+        ConflictError
+            Something uses it; the message names what.
+        NotFoundError
+            There is none.
+        """
+        component = self._get(id)
+        users = self._users(id)
+        if users and not force:
+            raise ConflictError(
+                f"The {self._kind} {id!r} is used by {', '.join(users)}. Delete those first, or pass force=True."
+            )
+        self._workspace.store.delete(self._kind, id, collection=self._collection)
+        if component.kind == "watcher":
+            watcher = Watcher.from_component(component)
+            documents = self._workspace.store.database[watcher.collection]
+            outputs = {"$unset": {watcher.output_path: "", watcher.token_path: ""}}
+            documents.update_many({watcher.token_path: {"$exists": True}}, outputs)
+
+    def _get(self, id: str) -> Component:
+        return self._workspace.store.get(self._kind, id, collection=self._collection)
+
+    def _users(self, id: str) -> list[str]:
+        """List what names this component, as ``kind name``."""
+        return [
+            f"{other.kind} {other.id}" + (f" of {other.collection}" if other.collection else "")
+            for kind, uses in _USES.get(self._kind, ())
+            for other in self._workspace.store.current(kind, collection=self._collection or None)
+            if id in uses(other)
+        ]
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return list(self)
+
+    def __repr__(self) -> str:
+        names = ", ".join(map(repr, self))
+        return f"<{self._kind.replace('_', ' ')}s: {names or 'none'}>"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(f"<tr><th scope=row>{escape(id)}</th><td>{self._get(id).version}</td></tr>" for id in self)
+        title = self._kind.replace("_", " ").capitalize()
+        return f"<table><thead><tr><th scope=col>{title}</th><th scope=col>Version</th></tr></thead><tbody>{rows}</tbody></table>"
+
+
+def _watcher_models(component: Component) -> set[str]:
+    return {component.definition["model"], *component.definition["features"].values()}
+
+
+def _index_watchers(component: Component) -> set[str]:
+    models, keys = component.definition["models"], component.definition["keys"]
+    return {f"{models[0]}/{keys[0]}"}
+
+
+_USES: dict[str, Any] = {
+    "model": [("watcher", _watcher_models), ("semantic_index", lambda c: set(c.definition["models"]))],
+    "type": [("model", lambda c: {c.definition["type"]})],
+    "measure": [("semantic_index", lambda c: {c.definition["measure"]})],
+    "watcher": [("semantic_index", _index_watchers)],
+}
+"""For each kind, the kinds that may name one of it, and how."""

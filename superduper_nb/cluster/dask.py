@@ -1,0 +1,199 @@
+"""A pool of Dask workers: our own on this machine, or an external scheduler's."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import CancelledError, Future
+from typing import TYPE_CHECKING, Any, Final
+
+from superduper_nb.errors import ServiceError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from distributed import Client
+
+__all__ = ["DaskPool", "WorkerLostError"]
+
+log = logging.getLogger(__name__)
+
+_CALL_TIMEOUT_S: Final = 20
+_CLOSE_TIMEOUT_S: Final = 8
+
+
+class WorkerLostError(ServiceError):
+    """The worker, or the whole pool, died with a task in it."""
+
+    code = "worker_lost"
+
+
+class DaskPool:
+    """Workers that execute functions, restarted when they are lost.
+
+    Parameters
+    ----------
+    address : str, optional
+        An external scheduler (``tls://…`` with the Dask configuration's certificates, or ``tcp://…``). Default: our own,
+        in a process of its own, over TLS, on loopback.
+    workers : int
+        Worker processes of our own pool.
+    threads : int, default 1
+        Threads of each.
+    port : int, default 0
+        Port of our own scheduler; 0 takes a free one.
+    environment : mapping of str to str
+        Handed to the workers (where MongoDB is, for instance).
+    """
+
+    def __init__(
+        self,
+        *,
+        address: str | None = None,
+        workers: int = 2,
+        threads: int = 1,
+        port: int = 0,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self._external = address
+        self._options = {"workers": workers, "threads": threads, "port": port, "environment": dict(environment or {})}
+        self._process: subprocess.Popen[str] | None = None
+        self._client: Client | None = None
+        self._lock = threading.RLock()
+        self.restarts = -1
+
+    # --- life --------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start or connect, unless that is done and it lives.
+
+        Raises
+        ------
+        ServiceError
+            The scheduler does not answer.
+        """
+        with self._lock:
+            if not self.alive:
+                self._abandon()
+                self._client = self._connect()
+                self.restarts += 1
+
+    @property
+    def alive(self) -> bool:
+        """The scheduler is there and we are connected to it."""
+        if self._client is None or self._client.status != "running":
+            return False
+        return self._external is not None or (self._process is not None and self._process.poll() is None)
+
+    def close(self) -> None:
+        """End it and wait until no process of it is left. Harmless when done twice."""
+        with self._lock:
+            self._abandon()
+
+    def _connect(self) -> Client:
+        from distributed import Client
+        from distributed.security import Security
+
+        security = None
+        address = self._external
+        if address is None:
+            hello = self._spawn()
+            address, security = hello["address"], Security(require_encryption=True, **hello["tls"])
+        try:
+            return Client(address, security=security, timeout=_CALL_TIMEOUT_S, set_as_default=False)
+        except (OSError, TimeoutError) as error:
+            raise ServiceError(f"The Dask scheduler {address} does not answer ({type(error).__name__}).") from error
+
+    def _spawn(self) -> dict[str, Any]:
+        self._process = process = subprocess.Popen(
+            [sys.executable, "-m", "superduper_nb.cluster.dask_host"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # Ctrl-C in a terminal is for the server, which then closes us in order
+        )
+        assert process.stdin and process.stdout
+        process.stdin.write(json.dumps(self._options) + "\n")
+        process.stdin.flush()
+        line = process.stdout.readline()
+        if not line:
+            raise ServiceError(f"The Dask workers did not start (exit code {process.wait()}): see the server's log.")
+        return dict(json.loads(line))
+
+    def _abandon(self) -> None:
+        client, process = self._client, self._process
+        self._client = self._process = None
+        if client is not None:
+            with contextlib.suppress(Exception):  # a dead scheduler can't be told goodbye
+                client.close(timeout=2)
+        if process is not None:
+            _end(process)
+
+    # --- work --------------------------------------------------------------------------------------------------
+
+    def submit(self, key: str, function: Callable[..., Any], *args: Any, priority: int = 0) -> Future[Any]:
+        """Run a function in a worker; `key` must be new for each call.
+
+        Returns
+        -------
+        concurrent.futures.Future
+            Ends with the result, or with the exception: the function's own, or `WorkerLostError`.
+        """
+        self.start()
+        with self._lock:
+            assert self._client is not None
+            remote = self._client.submit(function, *args, key=key, pure=False, priority=priority)
+        local: Future[Any] = Future()
+        local.set_running_or_notify_cancel()
+        local.remote = remote  # type: ignore[attr-defined]  # Dask drops a task whose future is forgotten
+        remote.add_done_callback(lambda done: _relay(done, local))  # type: ignore[no-untyped-call]
+        return local
+
+    def describe(self) -> dict[str, Any]:
+        """Say where it runs and how many workers it has."""
+        if not self.alive or self._client is None:
+            return {"state": "stopped", "where": self._external or "this machine", "workers": 0}
+        workers = self._client.scheduler_info(n_workers=-1).get("workers", {})
+        address = self._client.scheduler.address if self._client.scheduler else None
+        return {"state": "running", "where": address, "workers": len(workers), "restarts": self.restarts}
+
+
+def _relay(remote: Any, local: Future[Any]) -> None:
+    from distributed.comm.core import CommClosedError
+    from distributed.scheduler import KilledWorker
+
+    try:
+        local.set_result(remote.result(timeout=_CALL_TIMEOUT_S))
+    except (KilledWorker, CommClosedError, CancelledError, asyncio.CancelledError) as error:
+        local.set_exception(WorkerLostError(f"A worker died with the task ({type(error).__name__})."))
+    except BaseException as error:
+        local.set_exception(error)
+    finally:
+        del local.remote  # type: ignore[attr-defined]
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    import psutil
+
+    children: list[psutil.Process] = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        children = psutil.Process(process.pid).children(recursive=True)
+    if process.stdin:
+        with contextlib.suppress(OSError):
+            process.stdin.close()
+    try:
+        process.wait(_CLOSE_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    for child in psutil.wait_procs(children, timeout=2)[1]:
+        child.kill()
+    if process.stdout:
+        process.stdout.close()
+    log.debug("Dask host %d ended (this is %d)", process.pid, os.getpid())

@@ -1,0 +1,81 @@
+"""The process that holds a Dask scheduler and its workers: ``python -m superduper_nb.cluster.dask_host``.
+
+A process of its own, so that the notebook server's event loop never carries the scheduler. It reads its settings from
+the first line of standard input, answers with one line (address and certificates), and ends when that input does: when the
+server that started it closes it, or is killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from typing import Any
+
+__all__ = ["settings", "worker_environment"]
+
+
+def settings() -> dict[str, Any]:
+    """Return the Dask settings under which worker deaths are survived (each default loses work: see the keys)."""
+    return {
+        "distributed.deploy.lost-worker-timeout": "1 hour",  # 15 s: a pool under repeated kills shrinks to nothing
+        "distributed.scheduler.worker-ttl": "30s",  # 5 min: as long does a stopped worker hold its task
+        "distributed.scheduler.allowed-failures": 2,
+        "distributed.scheduler.http.routes": [],  # Dask's web pages ask nobody for a password
+        "distributed.worker.http.routes": [],
+        "logging": {"distributed": "warning"},
+        "distributed.admin.tick.limit": "1h",
+    }
+
+
+def worker_environment(threads: int) -> dict[str, str]:
+    """Return the environment of a worker: one computing thread a core, and an allocator that keeps its pages.
+
+    Dask's default ``MALLOC_TRIM_THRESHOLD_`` of 64 kB costs a transformer a third of its speed in page faults.
+    """
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    malloc = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
+    return {**dict.fromkeys(names, str(threads)), **malloc}
+
+
+async def _serve(options: dict[str, Any]) -> None:
+    import dask
+
+    environment = worker_environment(options["threads"])
+    dask.config.set({**settings(), "distributed.nanny.pre-spawn-environ": environment})
+    from distributed import LocalCluster  # its import sets logging up as the settings say
+    from distributed.security import Security
+
+    security = Security.temporary()
+    async with LocalCluster(
+        n_workers=options["workers"],
+        threads_per_worker=options["threads"],
+        processes=True,
+        host="127.0.0.1",
+        scheduler_port=options["port"],
+        dashboard_address=None,
+        security=security,
+        asynchronous=True,
+        preload=["superduper_nb.cluster.warm"],
+        silence_logs=False,
+    ) as cluster:
+        hello = {"address": cluster.scheduler_address, "tls": _certificates(security)}
+        print(json.dumps(hello), flush=True)
+        await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+
+
+def _certificates(security: Any) -> dict[str, str]:
+    names = ("tls_ca_file", "tls_client_cert", "tls_client_key")
+    return {name: getattr(security, name) for name in names}
+
+
+def main() -> None:
+    """Run until standard input ends."""
+    options = json.loads(sys.stdin.readline())
+    os.environ.update(options["environment"])
+    asyncio.run(_serve(options))
+
+
+if __name__ == "__main__":
+    main()

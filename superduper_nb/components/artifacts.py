@@ -1,0 +1,149 @@
+"""Objects as bytes in GridFS, and back: the only place of the package that unpickles what a database holds.
+
+An artifact is written whole before any record points to it, found again by the SHA-256 of its bytes, and loaded only
+when its signature verifies over the very bytes that are loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import cloudpickle
+from gridfs import GridFSBucket
+from gridfs.errors import NoFile
+from pymongo.database import Database
+
+from superduper_nb.components.trust import sign, verify
+from superduper_nb.errors import InvalidInputError, ModelError, TrustError
+
+__all__ = ["discard", "dumps", "load", "save", "seal"]
+
+_FORMAT = "cloudpickle"
+_CHUNK_BYTES = 4 * 2**20
+
+
+def dumps(obj: Any, *, what: str) -> bytes:
+    """Return an object as bytes that load in another process.
+
+    Code defined in ``__main__`` (a notebook) or in modules beside the notebook travels by value.
+
+    Raises
+    ------
+    InvalidInputError
+        The object can't be pickled; the message names the attribute that can't.
+    """
+    with _by_value(_local_modules()):
+        try:
+            data: bytes = cloudpickle.dumps(obj, protocol=5)
+            return data
+        except Exception as error:
+            culprit = _culprit(obj)
+            raise InvalidInputError(
+                f"{what} can't be stored: {culprit} can't be pickled ({type(error).__name__}: {error}). "
+                "Leave it out (define __getstate__), or build it inside the method that needs it."
+            ) from error
+
+
+def _culprit(obj: Any, depth: int = 3) -> str:
+    name = type(obj).__name__
+    parts = obj.items() if isinstance(obj, dict) else getattr(obj, "__dict__", {}).items()
+    for key, value in parts if depth else ():
+        try:
+            cloudpickle.dumps(value)
+        except Exception:
+            inner = _culprit(value, depth - 1)
+            return f"{key} of {name}" if inner == type(value).__name__ else f"{inner} in {key}"
+    return name
+
+
+def _local_modules() -> list[ModuleType]:
+    """Find the user's own loaded modules: those under the working folder that no installation owns."""
+    here = Path.cwd().resolve()
+    installed = [Path(prefix).resolve() for prefix in {sys.prefix, sys.base_prefix}]
+    found = []
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if not file or name == "__main__" or name.partition(".")[0] == "superduper_nb":
+            continue
+        path = Path(file)
+        if path.is_relative_to(here) and not any(path.is_relative_to(p) for p in installed):
+            found.append(module)
+    return found
+
+
+@contextmanager
+def _by_value(modules: list[ModuleType]) -> Iterator[None]:
+    for module in modules:
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        yield
+    finally:
+        for module in modules:
+            cloudpickle.unregister_pickle_by_value(module)
+
+
+def save(database: Database[Any], data: bytes) -> dict[str, Any]:
+    """Store bytes under their SHA-256, once; return the header that describes them (not yet signed)."""
+    digest = hashlib.sha256(data).hexdigest()
+    bucket = _bucket(database)
+    if not any(True for _ in bucket.find({"filename": digest}, limit=1)):
+        bucket.upload_from_stream(digest, data)
+    return {"sha256": digest, "size": len(data), "format": _FORMAT, "python": platform.python_version()}
+
+
+def seal(identity: dict[str, Any], header: dict[str, Any]) -> dict[str, Any]:
+    """Return the header with this installation's signature over it and over whose artifact it is."""
+    return {**header, "signature": sign({**identity, **header})}
+
+
+def load(database: Database[Any], identity: dict[str, Any], artifact: dict[str, Any]) -> Any:
+    """Read, verify and unpickle an artifact.
+
+    Raises
+    ------
+    TrustError
+        Not signed by this installation for this component, or the bytes are not those that were signed.
+    ModelError
+        It is trusted but does not load here.
+    """
+    name = f"{identity['kind']}s/{identity['id']}"
+    header = {key: value for key, value in artifact.items() if key != "signature"}
+    if header.get("format") != _FORMAT or not verify({**identity, **header}, artifact.get("signature")):
+        raise TrustError(
+            f"{name} was not signed by this installation, so it is not loaded (loading runs its code). "
+            "If you know who made it, register it again from its source."
+        )
+    try:
+        data = _bucket(database).open_download_stream_by_name(header["sha256"]).read()
+    except NoFile:
+        raise TrustError(f"{name}: its stored bytes are gone. Register it again.") from None
+    if hashlib.sha256(data).hexdigest() != header["sha256"]:
+        raise TrustError(f"{name}: its stored bytes were changed after they were signed. Register it again.")
+    return _loads(name, data, header)
+
+
+def _loads(name: str, data: bytes, header: dict[str, Any]) -> Any:
+    try:
+        return cloudpickle.loads(data)
+    except Exception as error:
+        here = platform.python_version()
+        versions = "" if header["python"] == here else f" It was made by Python {header['python']}, this is {here}."
+        raise ModelError(f"{name} does not load here: {type(error).__name__}: {error}.{versions}") from error
+
+
+def discard(database: Database[Any], digest: str) -> None:
+    """Delete stored bytes that no record points to any more."""
+    bucket = _bucket(database)
+    for file in bucket.find({"filename": digest}):
+        bucket.delete(file._id)
+
+
+def _bucket(database: Database[Any]) -> GridFSBucket:
+    return GridFSBucket(database, bucket_name="_sddb.fs", chunk_size_bytes=_CHUNK_BYTES)

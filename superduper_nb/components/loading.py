@@ -1,0 +1,78 @@
+"""From records to live objects, each loaded once a process and version."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+from pymongo.database import Database
+
+from superduper_nb.components.store import Component, ComponentStore
+from superduper_nb.documents.codec import Codec
+from superduper_nb.documents.types import builtin_types
+from superduper_nb.models.apply import Predictor
+
+__all__ = ["Loader"]
+
+T = TypeVar("T")
+
+_KEEP: Final = 16
+
+
+class Loader:
+    """Loads the components of one database and keeps the last sixteen versions used.
+
+    Parameters
+    ----------
+    database : pymongo.database.Database
+        Whose components.
+    """
+
+    def __init__(self, database: Database[Any]) -> None:
+        self.store = ComponentStore(database)
+        self._cache: dict[str, Any] = {}
+        self._lock = threading.Lock()
+
+    def object(self, component: Component) -> Any:
+        """Return the object of a component."""
+        loaded: Any = self._cached(f"object {component.hash}", lambda: self.store.load(component))
+        return loaded
+
+    def predictor(self, model: Component) -> Predictor:
+        """Return a model ready to be applied."""
+
+        def build() -> Predictor:
+            bundle = self.store.load(model)
+            options = {name: model.definition[name] for name in ("batch_size", "device")}
+            return Predictor(
+                bundle["object"], **options, preprocess=bundle["preprocess"], postprocess=bundle["postprocess"]
+            )
+
+        return self._cached(f"predictor {model.hash}", build)
+
+    def model(self, id: str, version: int | None = None) -> tuple[Predictor, Component]:
+        """Return a model by name, in a version (the current one by default), with its record."""
+        component = self.store.get("model", id, version=version)
+        return self.predictor(component), component
+
+    def codec(self) -> Codec:
+        """Return a codec that knows the built-in types and those registered now."""
+        own = self.store.current("type", collection="")
+        if not own:
+            return self._cached("codec", lambda: Codec(builtin_types()))
+        key = "codec " + " ".join(sorted(component.hash for component in own))
+        return self._cached(key, lambda: Codec({**builtin_types(), **{c.id: self.object(c) for c in own}}))
+
+    def _cached(self, key: str, build: Callable[[], T]) -> T:
+        with self._lock:
+            if key in self._cache:
+                held: T = self._cache.pop(key)
+                self._cache[key] = held  # the most recently used is last
+                return held
+        value = build()
+        with self._lock:
+            self._cache[key] = value
+            if len(self._cache) > _KEEP:
+                del self._cache[next(iter(self._cache))]
+        return value

@@ -1,0 +1,217 @@
+"""Component records: what is registered in a database, in which versions (collection ``_sddb.components``)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final, Literal, get_args
+
+from bson import json_util
+from pymongo import DESCENDING, MongoClient
+from pymongo.database import Database
+from pymongo.errors import DuplicateKeyError
+
+from superduper_nb.components import artifacts
+from superduper_nb.components.fingerprint import fingerprint
+from superduper_nb.errors import InvalidInputError, NotFoundError, did_you_mean
+
+__all__ = ["COLLECTION", "Component", "ComponentStore", "Kind", "check_identifier", "plain_database"]
+
+Kind = Literal[
+    "type",
+    "model",
+    "measure",
+    "loss",
+    "metric",
+    "splitter",
+    "function",
+    "trainer",
+    "watcher",
+    "semantic_index",
+    "imputation",
+    "neighbourhood",
+    "validation_set",
+]
+KINDS: Final = get_args(Kind)
+COLLECTION: Final = "_sddb.components"
+
+_IDENTIFIER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
+
+
+def check_identifier(what: str, value: object) -> str:
+    """Return `value` if it may name a component.
+
+    Raises
+    ------
+    InvalidInputError
+        It is no string of the allowed form.
+    """
+    if isinstance(value, str) and _IDENTIFIER.fullmatch(value):
+        return value
+    raise InvalidInputError(
+        f"{what} can't be named {value!r}: a name starts with a letter or '_', "
+        "goes on with letters, digits, '_' or '-', and has at most 64 of them."
+    )
+
+
+def plain_database(database: Database[Any]) -> Database[dict[str, Any]]:
+    """Return the same database as pymongo's own class: the package's records need no decoding."""
+    client: MongoClient[dict[str, Any]] = database.client
+    return Database(client, database.name)
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """One version of something registered.
+
+    Attributes
+    ----------
+    collection : str
+        The collection it belongs to; empty for what belongs to the whole database.
+    definition : dict
+        Its settings, without code.
+    artifact : dict or None
+        Header of the stored object: SHA-256, size, format, signature.
+    """
+
+    kind: Kind
+    id: str
+    collection: str
+    version: int
+    definition: dict[str, Any]
+    artifact: dict[str, Any] | None
+    hash: str
+    created: datetime
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a signature binds the artifact to."""
+        return {"kind": self.kind, "collection": self.collection, "id": self.id, "version": self.version}
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> Component:
+        """Build one from its document."""
+        fields = {name: record[name] for name in ("kind", "id", "collection", "version", "artifact", "hash", "created")}
+        return cls(definition=json_util.loads(record["definition"]), **fields)
+
+
+class ComponentStore:
+    """The components of one database.
+
+    Parameters
+    ----------
+    database : pymongo.database.Database
+        Whose components.
+    """
+
+    def __init__(self, database: Database[Any]) -> None:
+        self.database = plain_database(database)
+        self._records = self.database[COLLECTION]
+
+    def put(
+        self, kind: Kind, id: str, definition: dict[str, Any], *, collection: str = "", obj: Any = None
+    ) -> tuple[Component, bool]:
+        """Register a version, unless the current one has the same content.
+
+        Returns
+        -------
+        tuple of Component and bool
+            The current version, and whether it is new.
+        """
+        # As Extended JSON: a filter's "$" operators and dotted keys are data here, not MongoDB's to read.
+        text = json_util.dumps(definition, json_options=json_util.CANONICAL_JSON_OPTIONS)
+        content = fingerprint(obj) if obj is not None else None
+        digest = hashlib.sha256(json.dumps([text, content]).encode()).hexdigest()
+        current = self.find(kind, id, collection=collection)
+        if current and current.hash == digest:
+            return current, False
+        header = None
+        if obj is not None:
+            header = artifacts.save(self.database, artifacts.dumps(obj, what=f"The {kind} {id!r}"))
+        return self._insert(kind, id, collection, text, header, digest), True
+
+    def _insert(
+        self, kind: Kind, id: str, collection: str, text: str, header: dict[str, Any] | None, digest: str
+    ) -> Component:
+        self._records.create_index([("kind", 1), ("collection", 1), ("id", 1), ("version", -1)], unique=True)
+        while True:
+            current = self.find(kind, id, collection=collection)
+            identity = {
+                "kind": kind,
+                "collection": collection,
+                "id": id,
+                "version": current.version + 1 if current else 1,
+            }
+            record = {
+                **identity,
+                "definition": text,
+                "artifact": header and artifacts.seal(identity, header),
+                "hash": digest,
+                "created": datetime.now(UTC),
+            }
+            try:
+                self._records.insert_one(record)
+            except DuplicateKeyError:
+                continue  # another session registered that version number first: take the next
+            return Component.from_record(record)
+
+    def find(self, kind: Kind, id: str, *, collection: str = "", version: int | None = None) -> Component | None:
+        """Return a version (the current one by default), or None."""
+        query: dict[str, Any] = {"kind": kind, "collection": collection, "id": id}
+        if version is not None:
+            query["version"] = version
+        record = self._records.find_one(query, sort=[("version", DESCENDING)])
+        return None if record is None else Component.from_record(record)
+
+    def get(self, kind: Kind, id: str, *, collection: str = "", version: int | None = None) -> Component:
+        """Return a version (the current one by default).
+
+        Raises
+        ------
+        NotFoundError
+            There is none; the message names near ones.
+        """
+        if found := self.find(kind, id, collection=collection, version=version):
+            return found
+        where = f"{self.database.name}.{collection}" if collection else self.database.name
+        what = f"{kind.replace('_', ' ')} {id!r}" + (f" version {version}" if version is not None else "")
+        raise NotFoundError(f"No {what} in {where}.{did_you_mean(id, self.ids(kind, collection=collection))}")
+
+    def exists(self) -> bool:
+        """Say whether anything at all is registered."""
+        return self._records.find_one({}, {"_id": 1}) is not None
+
+    def ids(self, kind: Kind, *, collection: str = "") -> list[str]:
+        """List the identifiers of a kind, sorted."""
+        return sorted(self._records.distinct("id", {"kind": kind, "collection": collection}))
+
+    def versions(self, kind: Kind, id: str, *, collection: str = "") -> list[int]:
+        """List the version numbers, oldest first."""
+        query = {"kind": kind, "collection": collection, "id": id}
+        return sorted(record["version"] for record in self._records.find(query, {"version": 1}))
+
+    def current(self, kind: Kind, *, collection: str | None = None) -> list[Component]:
+        """List the current version of each component of a kind (of every collection when None is given)."""
+        query = {"kind": kind} if collection is None else {"kind": kind, "collection": collection}
+        newest: dict[tuple[str, str], Component] = {}
+        for record in self._records.find(query).sort("version", 1):
+            newest[record["collection"], record["id"]] = Component.from_record(record)
+        return list(newest.values())
+
+    def delete(self, kind: Kind, id: str, *, collection: str = "") -> None:
+        """Remove every version, and the artifacts that nothing else points to."""
+        query = {"kind": kind, "collection": collection, "id": id}
+        digests = self._records.distinct("artifact.sha256", query)
+        self._records.delete_many(query)
+        for digest in digests:
+            if not self._records.find_one({"artifact.sha256": digest}, {"_id": 1}):
+                artifacts.discard(self.database, digest)
+
+    def load(self, component: Component) -> Any:
+        """Return the stored object of a component (verified first: see `artifacts.load`)."""
+        if component.artifact is None:
+            raise InvalidInputError(f"The {component.kind} {component.id!r} holds no object.")
+        return artifacts.load(self.database, component.identity, component.artifact)

@@ -1,0 +1,125 @@
+"""Content: typed bytes inside a document, there already or still to be fetched.
+
+::
+
+    {"_content": {"type": "image", "bytes": b"…"}}                        encoded
+    {"_content": {"type": "image", "url": "https://…"}}                   to be fetched by a job: read as Pending
+    {"_content": {"type": "image", "url": "https://…", "error": "…"}}     fetching failed: read as Failed
+
+Bytes without a type are of type ``bytes``. A placeholder keeps what was stored, so writing a document back as it was
+read changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from superduper_nb.documents.paths import join_path
+
+__all__ = ["CONTENT", "Failed", "Pending", "find_downloads", "is_content", "public_url"]
+
+CONTENT: Final = "_content"
+"""The field that marks typed bytes."""
+
+
+def public_url(url: str) -> str:
+    """Return a URL as it may be shown: no user name or password, no query (signed links carry their secret there)."""
+    try:
+        parts = urlsplit(url)
+        host = parts.netloc.rpartition("@")[2]
+    except ValueError:
+        return "an unreadable URL"
+    where = (
+        f"{parts.scheme}://{host}{parts.path}"
+        if host or "://" in url
+        else parts._replace(query="", fragment="").geturl()
+    )
+    return where[:200] + ("…" if len(where) > 200 else "") + ("?…" if parts.query else "")
+
+
+@dataclass(frozen=True)
+class Pending:
+    """Stands in a document for content that is not downloaded yet. It is false: ``if document["image"]:`` works.
+
+    Attributes
+    ----------
+    url : str
+        Where the content will be fetched.
+    """
+
+    url: str
+    content: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __repr__(self) -> str:
+        return f"<Pending {public_url(self.url)}>"
+
+    @property
+    def stored(self) -> dict[str, Any]:
+        """What MongoDB holds in this place."""
+        return {CONTENT: dict(self.content) or {"url": self.url}}
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Stands in a document for content that could not be downloaded or decoded. It is false.
+
+    Attributes
+    ----------
+    url : str or None
+        Where the content was to be fetched; None if it was given as bytes.
+    reason : str
+        Why it is not there.
+    """
+
+    url: str | None
+    reason: str
+    content: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __repr__(self) -> str:
+        return f"<Failed {public_url(self.url)}: {self.reason}>" if self.url else f"<Failed: {self.reason}>"
+
+    @property
+    def stored(self) -> dict[str, Any]:
+        """What MongoDB holds in this place."""
+        return {CONTENT: dict(self.content) or {"url": self.url, "error": self.reason}}
+
+
+def is_content(value: Mapping[str, Any]) -> bool:
+    """Say whether a sub-document is content as stored (and not a user's own field of that name)."""
+    if len(value) != 1 or CONTENT not in value:
+        return False
+    inner = value[CONTENT]
+    return isinstance(inner, Mapping) and (isinstance(inner.get("bytes"), bytes) or isinstance(inner.get("url"), str))
+
+
+def find_downloads(document: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield ``(dotted path, content)`` for what a document still has to fetch, in lists too.
+
+    What failed before is left out. So is content below a field that no path can name (one with a dot, say): MongoDB
+    could not update it.
+    """
+    for parts, content in _walk(document, ()):
+        path = join_path(parts)
+        if path is not None and "url" in content and "bytes" not in content and "error" not in content:
+            yield path, content
+
+
+def _walk(value: Any, parts: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], Mapping[str, Any]]]:
+    if isinstance(value, Mapping):
+        if is_content(value):
+            yield parts, value[CONTENT]
+            return
+        for key, item in value.items():
+            yield from _walk(item, (*parts, key))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _walk(item, (*parts, index))

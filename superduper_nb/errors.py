@@ -1,0 +1,166 @@
+"""The one tree of errors.
+
+::
+
+    SuperduperError                 anything this package raises on purpose
+    ├── ConfigError                 a setting is wrong: names file, key and what is allowed
+    ├── InvalidInputError           an argument is wrong (also a ValueError)
+    ├── NotFoundError               no such component, index, job, … (also a LookupError)
+    ├── ConflictError               it exists with other content, or is in use
+    ├── TrustError                  an artifact is unsigned, foreign or damaged: not loaded
+    ├── ModelError                  a model raised, or answered something it must not
+    ├── JobFailedError              a job that was waited for did not succeed
+    │   └── JobCancelledError
+    └── ServiceError                a part of the cluster is not there or does not answer
+        ├── MongoUnavailableError
+        ├── ServerUnavailableError  the notebook server
+        ├── OverloadedError         a queue is full: try again after ``retry_after`` seconds
+        └── DeadlineError           it took longer than allowed (also a TimeoutError)
+
+Each message says what happened, with which value, and what is allowed or how to mend it; no message holds a secret.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import ClassVar
+
+__all__ = [
+    "ConfigError",
+    "ConflictError",
+    "DeadlineError",
+    "InvalidInputError",
+    "JobCancelledError",
+    "JobFailedError",
+    "ModelError",
+    "MongoUnavailableError",
+    "NotFoundError",
+    "OverloadedError",
+    "ServerUnavailableError",
+    "ServiceError",
+    "SuperduperError",
+    "TrustError",
+    "did_you_mean",
+]
+
+
+class SuperduperError(Exception):
+    """Base class of every error that this package raises on purpose.
+
+    Attributes
+    ----------
+    code : str
+        Stable word for programs; the HTTP API sends it beside the message.
+    """
+
+    code: ClassVar[str] = "error"
+    short: ClassVar[bool] = True
+    """Notebooks show one line; ``%config SuperduperMagics.short_errors = False`` gives the traceback back."""
+
+    def _render_traceback_(self) -> list[str] | None:
+        """Tell IPython to show one line; the traceback stays on the exception for ``%debug``."""
+        if not SuperduperError.short:
+            return None
+        return [f"{type(self).__name__}: {self}"]
+
+
+class ConfigError(SuperduperError):
+    """A setting is wrong."""
+
+    code = "config"
+
+
+class InvalidInputError(SuperduperError, ValueError):
+    """An argument is wrong."""
+
+    code = "invalid_input"
+
+
+class NotFoundError(SuperduperError, LookupError):
+    """What was named does not exist."""
+
+    code = "not_found"
+
+
+class ConflictError(SuperduperError):
+    """What exists forbids the request: other content under the name, or something that uses it."""
+
+    code = "conflict"
+
+
+class TrustError(SuperduperError):
+    """An artifact was not made by this installation, or was changed since."""
+
+    code = "untrusted"
+
+
+class ModelError(SuperduperError):
+    """A model raised, or its output can't be used."""
+
+    code = "model"
+
+
+class JobFailedError(SuperduperError):
+    """A job that was waited for did not succeed."""
+
+    code = "job_failed"
+
+
+class JobCancelledError(JobFailedError):
+    """A job that was waited for was cancelled."""
+
+    code = "job_cancelled"
+
+
+class ServiceError(SuperduperError):
+    """A part of the cluster is not there or does not answer."""
+
+    code = "unavailable"
+
+
+class MongoUnavailableError(ServiceError):
+    """MongoDB can't be reached, started or logged into."""
+
+    code = "mongodb_unavailable"
+
+
+class ServerUnavailableError(ServiceError):
+    """The notebook server can't be reached, or lacks the extension."""
+
+    code = "server_unavailable"
+
+
+class OverloadedError(ServiceError):
+    """A bounded queue is full.
+
+    Parameters
+    ----------
+    message : str
+        What is full.
+    retry_after : float
+        Seconds after which a new try makes sense.
+    """
+
+    code = "overloaded"
+
+    def __init__(self, message: str, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class DeadlineError(ServiceError, TimeoutError):
+    """It took longer than allowed."""
+
+    code = "deadline"
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """Return ``Did you mean 'x'?`` or ``Known: 'x', 'y'.`` for the end of a message (empty where nothing is known)."""
+    names = sorted(known)
+    if close := get_close_matches(given, names, n=1):
+        return f" Did you mean {close[0]!r}?"
+    if not names:
+        return ""
+    shown = ", ".join(repr(name) for name in names[:8])
+    return f" Known: {shown}{', …' if len(names) > 8 else ''}."

@@ -1,0 +1,161 @@
+"""Tab completion of ``%sddb``: sub-commands, options, names; and of operators in the body.
+
+One matcher of IPython's second API, which is provisional: everything that depends on it is in this module. It speaks up
+in our own cells and lines only, and asks the network through a :class:`~superduper_nb.magics.catalog.Catalog`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from IPython.core.completer import CompletionContext, SimpleCompletion, SimpleMatcherResult, context_matcher
+
+from superduper_nb.magics.catalog import Catalog
+from superduper_nb.magics.command import Command
+from superduper_nb.magics.problems import OPERATORS, STAGES
+from superduper_nb.magics.session import CONNECTIONS, Connection, Connections
+from superduper_nb.magics.table import COMMANDS
+
+__all__ = ["Completions", "matcher"]
+
+_LINE: Final = re.compile(r"^\s*(?:[\w.]+\s*=\s*)?%{1,2}sddb\s+(.*)$")
+_BINDING: Final = re.compile(r"^\s*\w+\s*<<\s*")
+_FRAGMENT: Final = re.compile(r"\S*$")
+_OPERATOR: Final = re.compile(r"\$\w*$")
+
+Found = tuple[str, list[tuple[str, str]]]
+"""The fragment that is completed, and pairs of completion and its kind."""
+
+
+class Completions:
+    """Completes text, without IPython.
+
+    Parameters
+    ----------
+    connections : Connections
+        Whose names are offered.
+    catalog : Catalog
+        Keeps them.
+    """
+
+    def __init__(self, connections: Connections = CONNECTIONS, catalog: Catalog | None = None) -> None:
+        self._connections = connections
+        self._catalog = catalog or Catalog()
+
+    def find(self, text: str, line: int, before: str) -> Found | None:
+        """Complete at the cursor.
+
+        Parameters
+        ----------
+        text : str
+            The whole cell.
+        line : int
+            The cursor's line, from 0.
+        before : str
+            That line up to the cursor.
+
+        Returns
+        -------
+        (str, list of (str, str)) or None
+            None where this is no cell or line of ours.
+        """
+        if (match := _LINE.match(before)) is not None:
+            return self._on_line(_BINDING.sub("", match.group(1)))
+        head, _, _ = text.lstrip("\n").partition("\n")
+        if line and head.startswith("%%sddb") and (operator := _OPERATOR.search(before)) is not None:
+            names = {*STAGES, *OPERATORS} if " aggregate" in head else OPERATORS
+            return operator.group(), _starting(operator.group(), names, "operator")
+        return None
+
+    def _on_line(self, rest: str) -> Found:
+        fragment_match = _FRAGMENT.search(rest)
+        fragment = fragment_match.group() if fragment_match else ""
+        words = rest[: len(rest) - len(fragment)].split()
+        if not words:
+            return fragment, _starting(fragment, COMMANDS, "command")
+        if (command := COMMANDS.get(words[0])) is None:
+            return fragment, []
+        return fragment, self._argument(command, words[1:], fragment)
+
+    def _argument(self, command: Command, words: list[str], fragment: str) -> list[tuple[str, str]]:
+        option = words[-1] if words else ""
+        if (choose := self._of_option(command, option, words)) is not None:
+            return _starting(fragment, *choose)
+        if fragment.startswith("-"):
+            return _starting(fragment, command.parser.options, "option")
+        names = self._of_position(command, words, fragment)
+        return _starting(fragment, *names) if names else _starting(fragment, command.parser.options, "option")
+
+    def _of_option(self, command: Command, option: str, words: list[str]) -> tuple[Iterable[str], str] | None:
+        if option in ("--on", "--close", "--name"):
+            return [connection.name for connection in self._connections], "connection"
+        if option == "--index":
+            return self._listed("indexes", words), "index"
+        if option == "--in":
+            return self._listed("collections", words), "collection"
+        if option == "--as" and command.name in ("find", "aggregate"):
+            return ("gallery", "json", "pandas", "table"), "form"
+        return None
+
+    def _of_position(self, command: Command, words: list[str], fragment: str) -> tuple[Iterable[str], str] | None:
+        if words and not words[-1].startswith("-"):
+            return None
+        if command.name == "use":
+            return self._listed("collections", words), "collection"
+        if command.name == "predict":
+            return self._listed("models", words), "model"
+        return None
+
+    def _listed(self, kind: str, words: list[str]) -> tuple[str, ...]:
+        """Return names of one kind on the connection that the line names."""
+        named = words[words.index("--on") + 1 : words.index("--on") + 2] if "--on" in words else []
+        if named:
+            connection = next((each for each in self._connections if each.name == named[0]), None)
+        else:
+            connection = self._connections.current  # none is opened for a completion
+        if connection is None:
+            return ()
+        key = (kind, connection.name, str(connection.target))
+        return self._catalog.names(key, lambda: _ASK[kind](connection))
+
+
+def _starting(fragment: str, names: Iterable[str], kind: str) -> list[tuple[str, str]]:
+    return [(name, kind) for name in sorted(names) if name.startswith(fragment)]
+
+
+def _collections(connection: Connection) -> list[str]:
+    from superduper_nb.magics.looking import SERVERS_OWN, collection_names
+
+    databases = [name for name in connection.client.list_database_names() if name not in SERVERS_OWN]
+    return [f"{name}.{each}" for name in databases for each in collection_names(connection.client[name])]
+
+
+def _indexes(connection: Connection) -> list[str]:
+    if connection.target is None or not connection.target.collection:
+        return []
+    return list(connection.client[connection.target.database][connection.target.collection].semantic_indexes)
+
+
+def _models(connection: Connection) -> list[str]:
+    return [] if connection.target is None else list(connection.client[connection.target.database].models)
+
+
+_ASK: Final[dict[str, Callable[[Connection], list[str]]]] = {
+    "collections": _collections,
+    "indexes": _indexes,
+    "models": _models,
+}
+_COMPLETIONS: Final = Completions()
+
+
+@context_matcher(identifier="superduper_nb", priority=100)  # type: ignore[untyped-decorator]
+def matcher(context: CompletionContext) -> SimpleMatcherResult:
+    """Offer completions in our own cells; silence the others where these are all there can be."""
+    found = _COMPLETIONS.find(context.full_text, context.cursor_line, context.text_until_cursor)
+    if found is None:
+        return {"completions": []}
+    fragment, names = found
+    completions: list[Any] = [SimpleCompletion(text=name, type=kind) for name, kind in names]
+    return {"completions": completions, "matched_fragment": fragment, "suppress": True}

@@ -1,0 +1,43 @@
+"""The magic itself: IPython's side of :mod:`~superduper_nb.magics.table`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from IPython.core.magic import Magics, line_cell_magic, magics_class, needs_local_scope, no_var_expand
+from traitlets import Bool, Int, observe
+
+from superduper_nb.errors import SuperduperError
+from superduper_nb.magics.table import overview, run
+from superduper_nb.widgets.results import MOST_ROWS
+
+__all__ = ["SuperduperMagics"]
+
+
+@magics_class
+class SuperduperMagics(Magics):
+    """``%sddb`` and ``%%sddb``."""
+
+    short_errors = Bool(True, help="Show this package's errors as one line; False: with their traceback.").tag(
+        config=True
+    )
+    display_limit = Int(
+        MOST_ROWS, min=1, max=MOST_ROWS, help="Most rows of a result to show; programs get every document."
+    ).tag(config=True)
+
+    @observe("short_errors")
+    def _shorten_errors(self, change: Any) -> None:
+        SuperduperError.short = change["new"]
+
+    @no_var_expand
+    @needs_local_scope
+    @line_cell_magic
+    def sddb(self, line: str, cell: str | None = None, local_ns: dict[str, Any] | None = None) -> Any:  # noqa: D102
+        shell: Any = self.shell
+        names = {**shell.user_ns, **(local_ns or {})}
+        outcome = run(line, cell, names=names, rows=self.display_limit)
+        if outcome.bindings:
+            shell.push(outcome.bindings)
+        return None if outcome.quiet else outcome.value
+
+    sddb.__doc__ = overview()

@@ -1,0 +1,271 @@
+"""``find``, ``find_one``, ``count``, ``aggregate`` and ``distinct``."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final
+
+from superduper_nb.errors import InvalidInputError
+from superduper_nb.magics.call import Call
+from superduper_nb.magics.command import Command
+from superduper_nb.magics.line import Parser
+from superduper_nb.magics.operators import check_reading
+from superduper_nb.widgets.listing import Note, Values
+from superduper_nb.widgets.results import Document, Facts, Result
+
+if TYPE_CHECKING:
+    from superduper_nb.client import Collection
+
+__all__ = ["COMMANDS", "aggregate", "count", "distinct", "find", "find_one"]
+
+PAGE: Final = 20
+"""Documents of a find without ``-n``, as in mongosh."""
+NEAREST: Final = 10
+"""The same with ``$like``, as in :meth:`Collection.find`."""
+COUNT_MS: Final = 500
+"""Longest time that counting the rest may take: the footer then says no total."""
+
+
+def find(call: Call) -> Any:
+    """Find documents by the filter in the body; with ``$like`` in it, by meaning."""
+    filter = _filter(call)
+    options = _options(filter, call.args)
+    if call.args.explain:
+        return Document(call.collection.find(filter, **options).explain())
+    started = time.perf_counter()
+    limit = options.get("limit", 0)
+    one_more = {"limit": limit + 1} if limit else {}  # tells whether there are more
+    cursor = call.collection.find(filter, **options | one_more)
+    documents = list(cursor)
+    facts = Facts(query=_query(call, "find", options), source=call.source)
+    if (reply := cursor.reply) is not None:
+        facts = replace(
+            facts, index=reply.index, strategy=reply.strategy, total=reply.candidates, pending=reply.pending
+        )
+    elif limit and len(documents) > limit:
+        facts = replace(facts, more=True, total=None if call.args.skip else _total(call.collection, filter))
+    return _shown(call, documents[: limit or None], replace(facts, took_ms=_since(started)))
+
+
+def find_one(call: Call) -> Document | None:
+    """Find the first document that the filter in the body matches, or the nearest."""
+    filter = _filter(call)
+    document = call.collection.find_one(filter, **_options(filter, call.args))
+    if document is None:
+        print("no document matches")
+        return None
+    return Document(document)
+
+
+def count(call: Call) -> int:
+    """Count the documents that the filter in the body matches."""
+    filter = _filter(call)
+    if "$like" in filter:
+        raise InvalidInputError("count takes no $like: every document is more or less like another.")
+    return call.collection.count_documents(filter)
+
+
+def distinct(call: Call) -> Values:
+    """List the distinct values of a field."""
+    filter = _filter(call)
+    options = _options(filter, call.args)
+    return Values(call.collection.find(filter, **options).distinct(call.args.field), name=call.args.field)
+
+
+def aggregate(call: Call) -> Any:
+    """Run the pipeline in the body."""
+    pipeline, args = call.value(), call.args
+    if not isinstance(pipeline, list | tuple):
+        kind = type(pipeline).__name__
+        raise InvalidInputError(f'the body is a pipeline: a list of stages such as [{{"$match": …}}], not {kind}.')
+    check_reading(pipeline)
+    limit = PAGE if args.n is None else args.n
+    options = {"n": limit or PAGE, "semantic_index": args.index} if _searches(pipeline) else {}
+    options = {name: value for name, value in options.items() if value is not None}
+    started = time.perf_counter()
+    with call.collection.aggregate(list(pipeline), **options) as cursor:
+        documents = list(islice(cursor, limit + 1 if limit else None))
+    more = bool(limit) and len(documents) > limit
+    facts = Facts(query=_query(call, "aggregate", options), source=call.source, more=more, took_ms=_since(started))
+    return _shown(call, documents[: limit or None], facts)
+
+
+def _filter(call: Call) -> dict[str, Any]:
+    filter = call.filter()
+    check_reading(filter)
+    return filter
+
+
+def _searches(pipeline: Sequence[Any]) -> bool:
+    return any(isinstance(stage, Mapping) and "$like" in stage for stage in pipeline[:2])
+
+
+def _options(filter: Mapping[str, Any], args: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of `Collection.find` that the line stands for."""
+    ranking = {"semantic_index": args.index, "exact": args.exact, "min_score": args.min_score}
+    choosing = {"skip": args.skip, "sort": args.sort, "projection": args.fields}
+    options = {name: value for name, value in (ranking | choosing).items() if value not in (None, False, 0)}
+    if "$like" in filter:
+        if args.n == 0:
+            raise InvalidInputError("-n 0 (all documents) does not go with $like: say how many of the nearest.")
+        return {"n": NEAREST if args.n is None else args.n, **options}
+    if unused := [name for name in ranking if name in options]:
+        option = "--" + {"semantic_index": "index"}.get(unused[0], unused[0]).replace("_", "-")
+        raise InvalidInputError(f'{option} needs a $like in the body, such as {{"$like": {{"text": "warm"}}}}.')
+    return {"limit": PAGE if args.n is None else args.n, **options} if args.n != 0 else options
+
+
+def _total(collection: Collection[dict[str, Any]], filter: Mapping[str, Any]) -> int | None:
+    from pymongo.errors import PyMongoError
+
+    try:
+        if not filter:
+            return collection.estimated_document_count(maxTimeMS=COUNT_MS)
+        return collection.count_documents(filter, maxTimeMS=COUNT_MS)
+    except PyMongoError:  # too slow, or an operator that can't be counted: the footer says only that there are more
+        return None
+
+
+def _query(call: Call, method: str, options: Mapping[str, Any]) -> str:
+    """Return the Python that does the same."""
+    if call.args.target is None and call.connection.alias:
+        name = call.connection.alias
+    else:
+        target = call.target
+        name = f"client[{target.database!r}][{target.collection!r}]"
+    body = call.body.python if call.body else "{}"
+    arguments = ", ".join([body, *(f"{key}={value!r}" for key, value in options.items())])
+    needs = call.body.needs(call.names) if call.body else []
+    imports = f"from superduper_nb.magics.constructors import {', '.join(needs)}\n" if needs else ""
+    return f"{imports}{name}.{method}({arguments})"
+
+
+def _since(started: float) -> float:
+    return (time.perf_counter() - started) * 1000
+
+
+def _shown(call: Call, documents: list[dict[str, Any]], facts: Facts) -> Any:
+    form = call.args.form
+    result = Result(documents, facts=facts, limit=call.rows, layout="gallery" if form == "gallery" else "table")
+    if form == "pandas":
+        return result.to_pandas()
+    return Note(result.to_json() or "") if form == "json" else result
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 on")
+    return int(text)
+
+
+def sort_argument(text: str) -> list[tuple[str, int]]:
+    """Read ``price,-rating`` (or ``price:1,rating:-1``) as pymongo's sort."""
+    return [_sort_field(part.strip()) for part in text.split(",") if part.strip()] or _nothing(text)
+
+
+def _sort_field(text: str) -> tuple[str, int]:
+    name, colon, direction = text.rpartition(":")
+    if colon:
+        if direction not in ("1", "-1", "asc", "desc"):
+            raise argparse.ArgumentTypeError(f"{text!r}: the direction is 1, -1, asc or desc")
+        return name, -1 if direction in ("-1", "desc") else 1
+    return (text[1:], -1) if text.startswith("-") else (text.removeprefix("+"), 1)
+
+
+def fields_argument(text: str) -> dict[str, int]:
+    """Read ``text,price`` (only these) or ``-vector`` (all but these) as pymongo's projection."""
+    names = [part.strip() for part in text.split(",") if part.strip()] or _nothing(text)
+    if len({name.startswith("-") for name in names if name != "-_id"}) == 2:
+        raise argparse.ArgumentTypeError(f"{text!r} mixes fields to show and fields to leave out")
+    if any(name.lstrip("-").startswith("$") for name in names):
+        raise argparse.ArgumentTypeError(f"{text!r}: fields are named, not computed")
+    return {name.removeprefix("-"): int(not name.startswith("-")) for name in names}
+
+
+def _nothing(text: str) -> Any:
+    raise argparse.ArgumentTypeError(f"{text!r} names no field")
+
+
+def _paging(parser: Parser) -> None:
+    parser.add_argument(
+        "-n",
+        "--limit",
+        dest="n",
+        type=_whole,
+        metavar="N",
+        help=f"how many (default {PAGE}, with $like {NEAREST}; 0: all)",
+    )
+
+
+def _ranking(parser: Parser) -> None:
+    parser.add_argument("--index", metavar="ID", help="the semantic index; needed where the collection has several")
+    parser.add_argument("--exact", action="store_true", help="compare with every vector, whatever the index is")
+    parser.add_argument("--min-score", type=float, metavar="SCORE", help="leave out what scores less")
+
+
+def _choosing(parser: Parser) -> None:
+    parser.add_argument("--skip", type=_whole, metavar="N", help="leave out the first N")
+    parser.add_argument(
+        "--sort", type=sort_argument, metavar="FIELDS", help="price,-rating: by price, then best rating first"
+    )
+    parser.add_argument(
+        "--fields", type=fields_argument, metavar="FIELDS", help="text,price: only these; -vector: all but this"
+    )
+
+
+def _form(parser: Parser) -> None:
+    forms = ("table", "gallery", "json", "pandas")
+    parser.add_argument("--as", dest="form", choices=forms, default="table", help="how to show it, or a data frame")
+
+
+def _find_options(parser: Parser) -> None:
+    _paging(parser)
+    _choosing(parser)
+    _ranking(parser)
+    parser.add_argument("--explain", action="store_true", help="show how it is answered instead")
+    _form(parser)
+
+
+def _find_one_options(parser: Parser) -> None:
+    _choosing(parser)
+    _ranking(parser)
+    parser.set_defaults(n=1)
+
+
+def _distinct_options(parser: Parser) -> None:
+    parser.add_argument("field", help="the field, with dots for nested ones")
+    parser.add_argument("-n", type=_whole, metavar="N", help=f"with $like: of how many documents (default {NEAREST})")
+    _ranking(parser)
+    parser.set_defaults(skip=None, sort=None, fields=None)
+
+
+def _aggregate_options(parser: Parser) -> None:
+    _paging(parser)
+    parser.add_argument("--index", metavar="ID", help="the semantic index of a $like stage")
+    _form(parser)
+
+
+_BODY: Final = """
+  %%sddb find -n 6 -o hits
+  {"price": {"$lt": limit}, "$like": {"text": "something warm"}}
+
+  %%sddb warm << find --sort -price
+  {price: {$lt: 50}, name: /^wool/i};
+
+The body is a Python expression with your variables, or mongosh syntax. -o binds and shows, << binds only.""".lstrip(
+    "\n"
+)
+
+COMMANDS: Final = (
+    Command(
+        "find", find, "find documents, by filter and by meaning", _find_options, "may", target=True, examples=_BODY
+    ),
+    Command("find_one", find_one, "find the first or nearest document", _find_one_options, "may", target=True),
+    Command("count", count, "count documents", body="may", target=True),
+    Command("aggregate", aggregate, "run a pipeline", _aggregate_options, "must", target=True),
+    Command("distinct", distinct, "list the distinct values of a field", _distinct_options, "may", target=True),
+)

@@ -1,0 +1,113 @@
+"""The sub-commands, and how a line and a cell become one of them; without IPython."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from superduper_nb.errors import InvalidInputError, did_you_mean
+from superduper_nb.magics import connecting, looking, querying, working, writing
+from superduper_nb.magics.call import Call
+from superduper_nb.magics.command import Command
+from superduper_nb.magics.line import HelpShown, split
+from superduper_nb.magics.problems import one_line
+from superduper_nb.magics.session import CONNECTIONS, Connections
+from superduper_nb.widgets.listing import Note
+
+__all__ = ["COMMANDS", "Outcome", "overview", "run"]
+
+COMMANDS: Final[Mapping[str, Command]] = {
+    command.name: command for module in (connecting, looking, querying, writing, working) for command in module.COMMANDS
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a line or cell did.
+
+    Attributes
+    ----------
+    value : Any
+        What it gave.
+    bindings : dict
+        What to bind in the user's namespace.
+    quiet : bool
+        Whether not to show the value.
+    """
+
+    value: Any
+    bindings: dict[str, Any] = field(default_factory=dict)
+    quiet: bool = False
+
+
+def run(
+    line: str,
+    cell: str | None = None,
+    *,
+    names: Mapping[str, Any] | None = None,
+    connections: Connections = CONNECTIONS,
+    rows: int = 50,
+) -> Outcome:
+    """Do what ``%sddb line`` says, with `cell` as the body of ``%%sddb``.
+
+    Parameters
+    ----------
+    line, cell : str
+        As IPython hands them over.
+    names : mapping, optional
+        The user's namespace.
+    connections : Connections
+        Those of the session.
+    rows : int
+        Most rows of a result to show.
+
+    Raises
+    ------
+    SuperduperError
+        Anything is wrong with line, body or cluster.
+    """
+    parsed = split(line)
+    if not parsed.words or parsed.words[0] in ("help", "-h", "--help"):
+        return Outcome(Note(overview()))
+    command = _command(parsed.words[0])
+    try:
+        args = command.parser.read(parsed.words[1:])
+    except HelpShown as help:
+        return Outcome(Note(str(help)))
+    _check_body(command, cell)
+    call = Call(args, connections, names or {}, cell, rows)
+    with one_line():
+        value = command.run(call)
+    bindings = dict(call.bindings)
+    bindings |= {name: value for name in (args.output, parsed.variable) if name}
+    ended = command.body != "no" and call.body is not None and call.body.quiet
+    return Outcome(value, bindings, quiet=parsed.quiet or ended or bool(parsed.variable))
+
+
+def _command(name: str) -> Command:
+    if name in COMMANDS:
+        return COMMANDS[name]
+    raise InvalidInputError(f"%sddb has no sub-command {name[:40]!r}.{did_you_mean(name, COMMANDS)} See %sddb --help.")
+
+
+def _check_body(command: Command, cell: str | None) -> None:
+    if command.body == "no" and cell is not None and cell.strip():
+        raise InvalidInputError(
+            f"{command.name} takes no body: write %sddb {command.name}, with one %, in a cell with other code."
+        )
+    if command.body == "must" and (cell is None or not cell.strip()):
+        raise InvalidInputError(
+            f"{command.name} needs a body: write %%sddb {command.name}, with two %, and the body below."
+        )
+
+
+def overview() -> str:
+    """Return the list of sub-commands."""
+    width = max(map(len, COMMANDS))
+    lines = (f"  {command.name:<{width}}  {command.summary}" for command in COMMANDS.values())
+    return "\n".join(["%sddb SUB-COMMAND …, or %%sddb SUB-COMMAND … with a body below", "", *lines, "", _ENDING])
+
+
+_ENDING: Final = """%sddb SUB-COMMAND --help tells more. Everywhere: --on NAME names the connection, -o VARIABLE binds
+the result and shows it, VARIABLE << SUB-COMMAND … binds only, a closing ; shows nothing."""

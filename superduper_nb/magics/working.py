@@ -1,0 +1,117 @@
+"""``jobs``, ``wait``, ``cancel``, ``retry`` and ``logs``."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+from superduper_nb.magics.call import Call
+from superduper_nb.magics.command import Command
+from superduper_nb.magics.line import Parser
+from superduper_nb.widgets.jobs import job_row
+from superduper_nb.widgets.listing import Listing, Note
+from superduper_nb.widgets.progress import JobsView
+
+if TYPE_CHECKING:
+    from superduper_nb.client import Job
+    from superduper_nb.client.jobs import JobList
+
+__all__ = ["COMMANDS", "cancel", "jobs", "logs", "retry", "wait"]
+
+STATES: Final = ("pending", "running", "succeeded", "failed", "cancelled", "blocked")
+LAST_PICTURE_S: Final = 3.0
+
+
+def jobs(call: Call) -> Listing:
+    """List jobs, the newest first."""
+    found = _recorded(call).list(call.args.state, limit=call.args.n)
+    where = f"{call.target} has no {call.args.state or ''} job".replace("  ", " ")
+    return Listing((job_row(job.record) for job in found), heading=f"jobs of {call.target}", empty=where)
+
+
+def wait(call: Call) -> None:
+    """Wait for jobs with their progress in sight; interrupting stops the waiting, not the jobs."""
+    chosen = _chosen(call) if call.args.ids else _active(call)
+    if not chosen:
+        print("no job is pending or running")
+        return
+    deadline = None if call.args.timeout is None else time.monotonic() + call.args.timeout
+    view = JobsView(chosen)
+    view.show()
+    for job in chosen:
+        job.wait(None if deadline is None else max(deadline - time.monotonic(), 0.0))
+    view.ended.wait(LAST_PICTURE_S)
+
+
+def _active(call: Call) -> list[Job]:
+    """Return the unfinished jobs in the order in which they run."""
+    recorded = _recorded(call)
+    return [*reversed(recorded.list("running")), *reversed(recorded.list("pending"))]
+
+
+def cancel(call: Call) -> Note:
+    """Cancel jobs; what they have written stays."""
+    return _each(_chosen(call), "cancel", "cancelled")
+
+
+def retry(call: Call) -> Note:
+    """Queue jobs again."""
+    return _each(_chosen(call), "retry", "queued again")
+
+
+def _each(chosen: Sequence[Job], method: str, done: str) -> Note:
+    for job in chosen:
+        getattr(job, method)()
+    return Note("\n".join(f"{job.name} ({job.id}): {done}" for job in chosen))
+
+
+def logs(call: Call) -> Note:
+    """Show what a job printed."""
+    (job,) = _chosen(call)
+    lines = [str(entry.get("text", "")) for entry in job.logs(call.args.since)]
+    return Note("\n".join(lines) or f"{job.name} ({job.id}) printed nothing")
+
+
+def _recorded(call: Call) -> JobList:
+    return call.collection.jobs if call.target.collection else call.database.jobs
+
+
+def _chosen(call: Call) -> list[Job]:
+    recorded = call.database.jobs
+    return [recorded[id] for id in call.args.ids]
+
+
+def _jobs_options(parser: Parser) -> None:
+    parser.add_argument("state", nargs="?", choices=STATES, help="only those in this state")
+    parser.add_argument("-n", type=_positive, default=20, metavar="N", help="how many (default 20)")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    return int(text)
+
+
+def _wait_options(parser: Parser) -> None:
+    parser.add_argument("ids", nargs="*", metavar="ID", help="which jobs; default: all that are pending or running")
+    parser.add_argument("--timeout", type=float, metavar="SECONDS", help="how long at most; the jobs go on")
+
+
+def _ids_options(parser: Parser) -> None:
+    parser.add_argument("ids", nargs="+", metavar="ID", help="which jobs (%%sddb jobs shows them)")
+
+
+def _logs_options(parser: Parser) -> None:
+    parser.add_argument("ids", nargs=1, metavar="ID", help="which job")
+    parser.add_argument("--since", type=int, default=0, metavar="LINE", help="from this line on")
+
+
+COMMANDS: Final = (
+    Command("jobs", jobs, "list jobs", _jobs_options, target=True),
+    Command("wait", wait, "wait for jobs, with progress", _wait_options, target=True),
+    Command("cancel", cancel, "cancel jobs", _ids_options, target=True),
+    Command("retry", retry, "queue jobs again", _ids_options, target=True),
+    Command("logs", logs, "show what a job printed", _logs_options, target=True),
+)

@@ -1,0 +1,180 @@
+"""Apply a model: preprocess each input, run batches, split them into rows, postprocess each row.
+
+The same code runs on workers, in the model server and locally, so their answers are the same. One bad input fails
+alone: its place in the result holds an `ItemError`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Final
+
+from superduper_nb.errors import InvalidInputError, ModelError
+from superduper_nb.models import batches
+
+__all__ = ["DEFAULT_BATCH_SIZE", "ItemError", "Predictor", "check_model"]
+
+DEFAULT_BATCH_SIZE: Final = 32
+
+Step = Callable[[Any], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ItemError:
+    """Stands in a result for an input that failed.
+
+    Attributes
+    ----------
+    type : str
+        Name of the exception's class.
+    message : str
+        Its text, at most 1 000 characters.
+    """
+
+    type: str
+    message: str
+
+    @classmethod
+    def of(cls, error: BaseException) -> ItemError:
+        """Describe an exception."""
+        return cls(type(error).__name__, str(error)[:1000])
+
+    def __str__(self) -> str:
+        return f"{self.type}: {self.message}"
+
+
+def check_model(obj: object) -> None:
+    """Raise `InvalidInputError` unless `obj` is of a kind that can be applied."""
+    if not (_is_module(obj) or _estimator_method(obj) or callable(obj) or hasattr(obj, "preprocess")):
+        raise InvalidInputError(
+            f"A {type(obj).__name__} is no model: give a torch.nn.Module, an estimator with predict or transform, "
+            "a callable, or an object with preprocess."
+        )
+
+
+class Predictor:
+    """A model ready to be applied.
+
+    Parameters
+    ----------
+    obj : torch.nn.Module, sklearn estimator, callable or object
+        What is applied. A module gets the collated batch; an estimator the list of inputs; a callable one input at a
+        time; an object without any of these is its ``preprocess``.
+    preprocess, postprocess : callable, optional
+        Applied to each input before, and to each row after. Default: the methods of these names on `obj`.
+    batch_size : int, optional
+        Inputs a batch; 32 by default.
+    device : str, default "auto"
+        A torch device; "auto" takes the GPU where there is one.
+
+    Notes
+    -----
+    An ``obj.collate(items)``, where there is one, builds the batch; otherwise `torch.utils.data.default_collate` does.
+    Inputs are batched in the order of their size, so that a ``collate`` that pads wastes little.
+    """
+
+    def __init__(
+        self,
+        obj: Any,
+        *,
+        preprocess: Step | None = None,
+        postprocess: Step | None = None,
+        batch_size: int | None = None,
+        device: str = "auto",
+    ) -> None:
+        check_model(obj)
+        self.obj = obj
+        self.batch_size = batch_size or DEFAULT_BATCH_SIZE
+        self.preprocess: Step | None = preprocess or getattr(obj, "preprocess", None)
+        self.postprocess: Step | None = postprocess or getattr(obj, "postprocess", None)
+        self._device = batches.place(obj, device) if _is_module(obj) else None
+
+    def predict(self, x: Any) -> Any:
+        """Return the model's output for one input.
+
+        Raises
+        ------
+        ModelError
+            The model raised.
+        """
+        (output,) = self.predict_many([x])
+        if isinstance(output, ItemError):
+            raise ModelError(f"The model failed on this input: {output}")
+        return output
+
+    def predict_many(self, xs: Sequence[Any]) -> list[Any]:
+        """Return one output for each input, in order; an `ItemError` for each that failed."""
+        results: list[Any] = [_guard(self.preprocess, x) for x in xs]
+        good = [i for i, item in enumerate(results) if not isinstance(item, ItemError)]
+        for positions in self._batches(good, results):
+            rows = self._run([results[i] for i in positions])
+            for i, row in zip(positions, rows, strict=True):
+                results[i] = row if isinstance(row, ItemError) else _guard(self.postprocess, row)
+        return results
+
+    def _batches(self, positions: list[int], items: list[Any]) -> Iterator[list[int]]:
+        ordered = sorted(positions, key=lambda i: batches.size(items[i]))
+        for start in range(0, len(ordered), self.batch_size):
+            yield ordered[start : start + self.batch_size]
+
+    def _run(self, items: list[Any]) -> list[Any]:
+        """Run a batch; where it fails, halve it until the inputs that fail stand alone."""
+        try:
+            return self._forward(items)
+        except (Exception, SystemExit) as error:
+            if len(items) == 1:
+                return [ItemError.of(error)]
+        middle = len(items) // 2
+        return self._run(items[:middle]) + self._run(items[middle:])
+
+    def _forward(self, items: list[Any]) -> list[Any]:
+        if _is_module(self.obj) or hasattr(self.obj, "forward"):
+            rows = self._apply_to_batch(items)
+        elif method := _estimator_method(self.obj):
+            rows = list(method(batches.stack(items)))
+        elif callable(self.obj):
+            rows = [self.obj(item) for item in items]
+        else:
+            rows = items
+        if len(rows) != len(items):
+            raise ModelError(f"the model answered {len(rows)} rows to a batch of {len(items)} inputs")
+        return rows
+
+    def _apply_to_batch(self, items: list[Any]) -> list[Any]:
+        collate = getattr(self.obj, "collate", batches.collate)
+        apply = self.obj if callable(self.obj) else self.obj.forward
+        with self._inference():
+            return batches.rows(apply(batches.to_device(collate(items), self._device)))
+
+    def _inference(self) -> AbstractContextManager[Any]:
+        if self._device is None:
+            return nullcontext()
+        import torch
+
+        return torch.inference_mode()
+
+
+def _guard(step: Step | None, x: Any) -> Any:
+    if step is None:
+        return x
+    try:
+        return step(x)
+    except (Exception, SystemExit) as error:
+        return ItemError.of(error)
+
+
+def _is_module(obj: object) -> bool:
+    if "torch" not in sys.modules:  # no module can exist before torch was imported
+        return False
+    import torch  # waits where another thread is importing it just now
+
+    return isinstance(obj, torch.nn.Module)
+
+
+def _estimator_method(obj: object) -> Step | None:
+    if isinstance(obj, type):
+        return None
+    return getattr(obj, "predict", None) or getattr(obj, "transform", None)

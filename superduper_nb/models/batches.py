@@ -1,0 +1,90 @@
+"""Batches: from a list of items to what a model takes, and from what it answers back to rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from superduper_nb.errors import InvalidInputError
+
+__all__ = ["collate", "place", "rows", "size", "stack", "to_device"]
+
+
+def place(module: Any, device: str) -> Any:
+    """Put a module on its device, in evaluation mode; return the device."""
+    import torch
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    elif device.startswith("cuda") and not torch.cuda.is_available():
+        raise InvalidInputError(f"device={device!r}, but torch sees no GPU here. Use device='auto' or 'cpu'.")
+    chosen = torch.device(device)
+    module.to(chosen).eval()
+    return chosen
+
+
+def collate(items: list[Any]) -> Any:
+    """Build a batch: tensors, arrays and numbers are stacked, dicts and tuples by their parts, strings stay a list."""
+    from torch.utils.data import default_collate
+
+    return default_collate(items)
+
+
+def stack(items: list[Any]) -> Any:
+    """Build what an estimator takes: one array where the items are arrays or rows of numbers, else the list."""
+    first = items[0]
+    if isinstance(first, np.ndarray) or (isinstance(first, (list, tuple)) and all(map(_is_number, first))):
+        return np.stack([np.asarray(item) for item in items])
+    return items
+
+
+def _is_number(x: Any) -> bool:
+    return isinstance(x, (int, float, np.number))
+
+
+def to_device(batch: Any, device: Any) -> Any:
+    """Move the tensors of a nested batch; leave everything else as it is."""
+    if device is None:
+        return batch
+    if hasattr(batch, "to"):
+        return batch.to(device)
+    if isinstance(batch, Mapping):
+        return {key: to_device(value, device) for key, value in batch.items()}
+    if isinstance(batch, (list, tuple)):
+        return type(batch)(to_device(value, device) for value in batch)
+    return batch
+
+
+def rows(output: Any) -> list[Any]:
+    """Split a model's answer to a batch into one answer for each input."""
+    if hasattr(output, "detach"):
+        # One copy a row: a view would keep the whole batch alive as long as any of its rows.
+        return [row.clone() for row in output.detach().cpu()]
+    if isinstance(output, np.ndarray):
+        return [row.copy() if isinstance(row, np.ndarray) else row.item() for row in output]
+    if isinstance(output, Mapping):
+        return [dict(zip(output, row, strict=True)) for row in _transpose(list(output.values()))]
+    if isinstance(output, tuple):
+        return _transpose(list(output))
+    if isinstance(output, list):
+        return output
+    raise InvalidInputError(f"the model answered a {type(output).__name__} to a batch: it must answer one row an input")
+
+
+def _transpose(columns: list[Any]) -> list[Any]:
+    return list(zip(*(rows(column) for column in columns), strict=True))
+
+
+def size(item: Any) -> int:
+    """Measure an item by the elements of its largest part (a text's tokens, say)."""
+    if hasattr(item, "numel"):
+        return int(item.numel())
+    if isinstance(item, np.ndarray):
+        return int(item.size)
+    if isinstance(item, Mapping):
+        return max(map(size, item.values()), default=0)
+    if isinstance(item, (list, tuple, str)):
+        return len(item)
+    return 1

@@ -1,0 +1,192 @@
+"""The services of another process's notebook server, over its HTTP API.
+
+Bodies are BSON, so that identifiers, dates and vectors arrive as what they are; nothing is ever pickled. This module
+lies below the rooms whose values it carries, so those are handed to it (`Carried`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Generic, TypeVar
+from urllib.parse import quote
+
+import bson
+from bson.binary import UuidRepresentation
+from bson.codec_options import CodecOptions, DatetimeConversion
+from bson.errors import BSONError
+
+from superduper_nb.errors import (
+    InvalidInputError,
+    OverloadedError,
+    ServerUnavailableError,
+    ServiceError,
+    SuperduperError,
+)
+from superduper_nb.transport import Answer, Transport
+
+__all__ = ["API", "Carried", "RemoteServices"]
+
+API: Final = "superduper/api/v1/"
+BSON: Final = "application/bson"
+
+_QUICK_S: Final = 30.0
+_SEARCH_S: Final = 60.0
+_PREDICT_S: Final = 120.0
+_SEND: Final[CodecOptions[dict[str, Any]]] = CodecOptions(uuid_representation=UuidRepresentation.STANDARD)
+_RECEIVE: Final[CodecOptions[dict[str, Any]]] = CodecOptions(datetime_conversion=DatetimeConversion.DATETIME_AUTO)
+
+Reply = TypeVar("Reply")
+Prediction = TypeVar("Prediction")
+
+
+@dataclass(frozen=True, slots=True)
+class Carried(Generic[Reply, Prediction]):
+    """How the values of the rooms above travel.
+
+    Attributes
+    ----------
+    reply : callable
+        Makes a search reply of its fields.
+    prediction : callable
+        Makes a prediction of its outputs, version and took_ms.
+    item_error : callable
+        Makes what stands for one failed input, of the error's type and message.
+    encode, decode : callable
+        Objects (arrays, images, …) to BSON values and back, without code in them.
+    """
+
+    reply: Callable[..., Reply]
+    prediction: Callable[..., Prediction]
+    item_error: Callable[[str, str], object]
+    encode: Callable[[Any], Any]
+    decode: Callable[[Any], Any]
+
+
+class RemoteServices(Generic[Reply, Prediction]):
+    """Search, models and job notices of a notebook server. Thread-safe.
+
+    Parameters
+    ----------
+    url : str
+        The server's base URL.
+    token : str, optional
+        Its token.
+    carried : Carried
+        How values travel.
+    """
+
+    def __init__(self, url: str, token: str | None = None, *, carried: Carried[Reply, Prediction]) -> None:
+        self._transport = Transport(url, token)
+        self._carried = carried
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._transport.url!r})"
+
+    @property
+    def url(self) -> str:
+        """The server's base URL."""
+        return self._transport.url
+
+    def status(self) -> dict[str, Any]:
+        """Return the state of the server's components."""
+        return self._call("GET", "status")
+
+    def search(self, request: Any) -> Reply:
+        """Find the nearest documents; `request` is a ``SearchRequest``."""
+        body = {name: getattr(request, name) for name in ("database", "collection", "semantic_index", "n", "exact")}
+        given = {name: getattr(request, name) for name in ("like", "vector", "id", "filter", "min_score", "after")}
+        body |= {name: value for name, value in given.items() if value is not None}
+        for name in {"like", "vector"} & body.keys():
+            body[name] = self._carried.encode(body[name])
+        return self._carried.reply(**self._call("POST", "search", body, timeout=_SEARCH_S))
+
+    def indexes(self) -> list[dict[str, Any]]:
+        """List the indexes that the server holds."""
+        return list(self._call("GET", "indexes")["indexes"])
+
+    def describe_index(self, database: str, collection: str, id: str) -> dict[str, Any]:
+        """Return size, freshness and memory of an index."""
+        return self._call("GET", _path("indexes", database, collection, id))
+
+    def refresh_index(self, database: str, collection: str, id: str) -> dict[str, Any]:
+        """Have an index loaded anew."""
+        return self._call("POST", _path("indexes", database, collection, id, "refresh"), {}, timeout=_SEARCH_S)
+
+    def models(self, database: str) -> list[dict[str, Any]]:
+        """List the models of a database, and which of them are loaded."""
+        return list(self._call("GET", _path("models", database))["models"])
+
+    def predict(self, database: str, model: str, inputs: list[Any], version: int | None = None) -> Prediction:
+        """Apply a model in the server."""
+        body: dict[str, Any] = {"inputs": self._carried.encode(list(inputs))}
+        if version is not None:
+            body["version"] = version
+        answer = self._call("POST", _path("models", database, model, "predict"), body, timeout=_PREDICT_S)
+        outputs = [self._output(output) for output in answer["outputs"]]
+        return self._carried.prediction(outputs=outputs, version=answer["version"], took_ms=answer["took_ms"])
+
+    def notify(self, database: str, jobs: Collection[str]) -> None:
+        """Say that new jobs were written in a database; the server finds out which."""
+        self._call("POST", "jobs", {"database": database})
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._transport.close()
+
+    def _output(self, output: Any) -> Any:
+        if isinstance(output, dict) and output.keys() == {"_error"}:
+            return self._carried.item_error(output["_error"]["type"], output["_error"]["message"])
+        return self._carried.decode(output)
+
+    def _call(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, *, timeout: float = _QUICK_S
+    ) -> dict[str, Any]:
+        data = None if body is None else _encoded(body)
+        headers = {"Accept": BSON, "Content-Type": BSON}
+        answer = self._transport.request(method, API + path, body=data, headers=headers, timeout=timeout)
+        if answer.status >= 300:
+            raise _error(self.url, answer)
+        try:
+            return bson.decode(answer.body, _RECEIVE)
+        except BSONError:
+            raise ServerUnavailableError(f"What answers at {self.url} does not speak BSON: is it our server?") from None
+
+
+def _path(*parts: str) -> str:
+    return "/".join(quote(part, safe="") for part in parts)
+
+
+def _encoded(body: Mapping[str, Any]) -> bytes:
+    try:
+        return bson.encode(body, codec_options=_SEND)
+    except (BSONError, OverflowError, UnicodeError, TypeError) as error:
+        raise InvalidInputError(f"This can't be sent to the notebook server: {error}") from None
+
+
+def _error(url: str, answer: Answer) -> SuperduperError:
+    """Make the error that the server raised; its ``code`` says which."""
+    try:
+        reply = json.loads(answer.body)
+        message, code = str(reply["message"]), reply.get("code")
+    except (ValueError, LookupError, TypeError):
+        message, code = f"The notebook server at {url} answered {answer.status}.", None
+    cls = _classes().get(code) or _by_status(answer.status)
+    if issubclass(cls, OverloadedError):
+        return cls(message, float(answer.headers.get("Retry-After", "1")))
+    return cls(message)
+
+
+def _classes(base: type[SuperduperError] = SuperduperError) -> dict[str | None, type[SuperduperError]]:
+    found: dict[str | None, type[SuperduperError]] = {base.code: base}
+    for cls in base.__subclasses__():
+        if cls.__module__ == SuperduperError.__module__:
+            found |= _classes(cls)
+    return found
+
+
+def _by_status(status: int) -> type[SuperduperError]:
+    if status in (400, 413, 415, 422):
+        return InvalidInputError
+    return ServerUnavailableError if status in (401, 403, 404, 405) else ServiceError

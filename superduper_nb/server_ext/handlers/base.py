@@ -1,0 +1,267 @@
+"""What all handlers of the API share: who may call, how bodies are read, where work runs, how errors are answered.
+
+A verb of a leaf class reads, from the outside in::
+
+    @web.authenticated
+    @authorized(action="read", resource="superduper:search")
+    @operation("Find the nearest documents", body=SearchBody, reply=SearchReply, lane="search")
+    def post(self, work: Work[SearchBody, NoQuery]) -> Mapping[str, Any]: ...
+
+With a lane, the method is plain blocking code that runs in a thread, reading and writing of bodies included; without
+one, it is a coroutine that only looks at what is in memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import traceback
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
+
+from jupyter_server.auth.decorator import authorized as jupyter_authorized
+from jupyter_server.base.handlers import APIHandler, JupyterHandler
+from jupyter_server.extension.handler import ExtensionHandlerMixin
+from pydantic import BaseModel
+from tornado import web
+
+from superduper_nb.server_ext.failures import ApiError, error_body, redact, translate
+from superduper_nb.server_ext.metrics import REQUEST_SECONDS
+from superduper_nb.server_ext.schemas import NoBody, NoQuery, check, check_path
+from superduper_nb.server_ext.wire import BSON, JSON, dump, load
+
+if TYPE_CHECKING:
+    from superduper_nb.server_ext.app import SuperduperApp
+    from superduper_nb.server_ext.engine import ServerServices
+    from superduper_nb.server_ext.lanes import LaneName
+
+__all__ = ["ApiBase", "ApiHandler", "Operation", "UnknownHandler", "Work", "authorized", "operation"]
+
+_JUPYTERS_OWN: Final = frozenset({"token", "no_track_activity", "_xsrf", "_"})
+"""Query parameters that mean something to Jupyter, or to caches."""
+
+Verb = Callable[..., Awaitable[None]]
+B = TypeVar("B", bound=BaseModel)
+Q = TypeVar("Q", bound=BaseModel)
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """A verb of a route: what it takes, what it answers, where it runs.
+
+    Attributes
+    ----------
+    reply : type or str
+        A model, or the content type of an answer that is no object.
+    lane : str or None
+        Whose threads do the work.
+    """
+
+    summary: str
+    reply: type[BaseModel] | str
+    body: type[BaseModel]
+    query: type[BaseModel]
+    lane: LaneName | None
+
+
+@dataclass(frozen=True, slots=True)
+class Work(Generic[B, Q]):
+    """A checked request.
+
+    Attributes
+    ----------
+    services : ServerServices
+        The engines.
+    path : dict
+        The names in the path.
+    content_type : str
+        What the answer will be: JSON or BSON.
+    """
+
+    services: ServerServices
+    path: dict[str, str]
+    query: Q
+    body: B
+    content_type: str
+
+
+def operation(
+    summary: str,
+    *,
+    reply: type[BaseModel] | str,
+    body: type[BaseModel] = NoBody,
+    query: type[BaseModel] = NoQuery,
+    lane: LaneName | None = None,
+) -> Callable[[Callable[..., Any]], Verb]:
+    """Make a verb of a method: a function of `Work` where there is a lane, else a coroutine of (query, **names)."""
+    made = Operation(summary, reply, body, query, lane)
+
+    def decorate(method: Callable[..., Any]) -> Verb:
+        @functools.wraps(method)
+        async def verb(self: ApiBase, **path: str) -> None:
+            await self.answer(made, functools.partial(method, self), path)
+
+        verb.operation = made  # type: ignore[attr-defined]
+        return verb
+
+    return decorate
+
+
+def authorized(*, action: str, resource: str) -> Callable[[Verb], Verb]:
+    """Ask the server's authorizer.
+
+    Jupyter's decorator with nothing left open: what it works out itself, it works out once, for all who share a method.
+    """
+    return cast("Callable[[Verb], Verb]", jupyter_authorized(action=action, resource=resource))
+
+
+class ApiBase(ExtensionHandlerMixin, JupyterHandler):
+    """For handlers of the API, whatever their protocol."""
+
+    template = ""
+    """The route, for metrics."""
+    received: bytes | bytearray = b""
+    """The request's body."""
+    _task: asyncio.Task[Any] | None = None
+    _gone = False
+
+    def initialize(self, name: str, template: str = "") -> None:
+        """Take what the route table gives."""
+        super().initialize(name)
+        self.template = template
+
+    @property
+    def app(self) -> SuperduperApp:
+        """The extension."""
+        return cast("SuperduperApp", self.extensionapp)
+
+    async def prepare(self, **options: Any) -> None:
+        """Refuse strangers and foreign pages, before any body is read."""
+        await super().prepare(**options)
+        if self.request.method == "OPTIONS":
+            return
+        if not self.current_user:
+            raise web.HTTPError(403)
+        # A page elsewhere may have the browser send a cookie along with a GET, for instance as the source of a script.
+        foreign = "Referer" in self.request.headers and not self.token_authenticated and not self.check_referer()
+        if foreign and self.request.method in ("GET", "HEAD"):
+            raise ApiError(403, "Blocked: this request comes from another site.")
+
+    async def answer(self, made: Operation, method: Callable[..., Any], path: Mapping[str, str]) -> None:
+        """Send what comes of a request: a reply, or the error that was raised."""
+        self._task = asyncio.current_task()
+        try:
+            names, query = check_path(path), check(made.query, self._query())
+            data, content_type = await (self._in_lane if made.lane else self._at_once)(made, method, names, query)
+        except asyncio.CancelledError:
+            if self._gone:
+                raise web.Finish from None
+            raise
+        except web.HTTPError:
+            raise
+        except Exception as error:
+            raise self._translated(error) from None
+        self.send(data, content_type)
+
+    async def _in_lane(
+        self, made: Operation, method: Callable[..., Mapping[str, Any]], names: dict[str, str], query: BaseModel
+    ) -> tuple[bytes, str]:
+        assert made.lane
+        accepted, content_type = self._accepted(), self.request.headers.get("Content-Type", "")
+        services = await self.app.engine.services(self.app.ready_timeout)
+
+        def call() -> bytes:
+            body = load(bytes(self.received), content_type) if self.received else {}
+            return dump(method(Work(services, names, query, check(made.body, body), accepted)), accepted)
+
+        return await self.app.lanes[made.lane].run(call), accepted
+
+    async def _at_once(
+        self, made: Operation, method: Callable[..., Awaitable[Any]], names: dict[str, str], query: BaseModel
+    ) -> tuple[bytes, str]:
+        reply = await method(query, **names)
+        if isinstance(made.reply, str):
+            return reply, made.reply
+        accepted = self._accepted()
+        return dump(reply, accepted), accepted
+
+    def _translated(self, error: Exception) -> ApiError:
+        if (answer := translate(error)) is not None:
+            return answer
+        self.log.error("%s %s failed:\n%s", self.request.method, self.template, redact(traceback.format_exc()))
+        return ApiError(500, "The server failed on this request: its log says why.", code="internal")
+
+    def _query(self) -> dict[str, str | None]:
+        names = self.request.query_arguments.keys() - _JUPYTERS_OWN
+        return {name: self.get_query_argument(name, strip=False) for name in names}
+
+    def _accepted(self) -> str:
+        return BSON if BSON in self.request.headers.get("Accept", "") else JSON
+
+    def send(self, data: bytes, content_type: str) -> None:
+        """End the request with a body."""
+        self.set_header("Content-Type", content_type)
+        self.finish(data)
+
+    def log_exception(self, *args: Any) -> None:
+        """Leave it to `write_error`: tornado's own line holds the query, and with it perhaps a token."""
+
+    def write_error(self, status_code: int, **options: Any) -> None:
+        """Answer with ``{message, reason, code}``."""
+        error = options.get("exc_info", (None, None, None))[1]
+        body = error_body(status_code, error)
+        if isinstance(error, ApiError) and error.retry_after is not None:
+            self.set_header("Retry-After", str(max(1, round(error.retry_after))))
+        if error is not None and not isinstance(error, web.HTTPError):
+            trace = redact("".join(traceback.format_exception(error)))
+            self.log.error("%s %s failed:\n%s", self.request.method, self.template, trace)
+        self.log.warning("%s %s answered %d: %r", self.request.method, self.request.path, status_code, body["message"])
+        self.send(json.dumps(body).encode(), JSON)
+
+    def on_connection_close(self) -> None:
+        """Drop the work of a client that went away, if it has not begun."""
+        self._gone = True
+        super().on_connection_close()
+        if self._task is not None:
+            self._task.cancel()
+
+    def on_finish(self) -> None:
+        """Count the request."""
+        method = self.request.method if self.request.method in self.SUPPORTED_METHODS else "other"
+        REQUEST_SECONDS.labels(f"{method} {self.template}", self.get_status()).observe(self.request.request_time())
+        super().on_finish()
+
+
+@web.stream_request_body
+class ApiHandler(ApiBase, APIHandler):
+    """A handler of the API. A body comes in parts, so that one that is too long is refused before it is here."""
+
+    async def prepare(self, **options: Any) -> None:
+        """Set the limit for the body."""
+        await super().prepare(**options)
+        limit = self.app.max_body_bytes
+        announced = self.request.headers.get("Content-Length", "0")
+        if announced.isdigit() and int(announced) > limit:
+            message = f"The body has {announced} bytes; at most {limit} are taken (SuperduperApp.max_body_bytes)."
+            raise ApiError(413, message)
+        self.request.connection.set_max_body_size(limit)  # type: ignore[union-attr]  # for one that announces no length
+        self.received = bytearray()
+
+    def data_received(self, chunk: bytes) -> None:
+        """Take a part of the body."""
+        self.received += chunk
+
+    def send(self, data: bytes, content_type: str) -> None:
+        """End the request with a body."""
+        self.finish(data, set_content_type=content_type)
+
+
+class UnknownHandler(ApiHandler):
+    """Paths of the API that do not exist."""
+
+    async def prepare(self, **options: Any) -> None:
+        """Answer every verb alike."""
+        await super().prepare(**options)
+        raise ApiError(404, "There is no such path: openapi.json lists those there are.")

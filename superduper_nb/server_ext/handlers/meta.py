@@ -1,0 +1,39 @@
+"""About the API itself: its description, and metrics of its use."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tornado import web
+
+from superduper_nb.server_ext.handlers.base import ApiHandler, authorized, operation
+from superduper_nb.server_ext.metrics import CONTENT_TYPE_LATEST, exposition
+from superduper_nb.server_ext.schemas import NoQuery, OpenApiReply
+
+__all__ = ["MetricsHandler", "OpenApiHandler"]
+
+
+class OpenApiHandler(ApiHandler):
+    """``openapi.json``."""
+
+    @web.authenticated
+    @authorized(action="read", resource="superduper:openapi")
+    @operation("This document", reply=OpenApiReply)
+    async def get(self, query: NoQuery) -> dict[str, Any]:
+        """Describe exactly the routes there are."""
+        from superduper_nb.server_ext.openapi import document
+
+        return document(self.base_url)
+
+
+class MetricsHandler(ApiHandler):
+    """``metrics``."""
+
+    _track_activity = False
+
+    @web.authenticated
+    @authorized(action="read", resource="superduper:metrics")
+    @operation("Metrics for Prometheus", reply=CONTENT_TYPE_LATEST)
+    async def get(self, query: NoQuery) -> bytes:
+        """Expose them."""
+        return exposition()

@@ -1,0 +1,99 @@
+"""Threads for blocking calls, so that the server's event loop never waits, with a bounded queue before them."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, Literal, TypeVar
+
+from superduper_nb.errors import DeadlineError, OverloadedError
+from superduper_nb.server_ext.metrics import IN_FLIGHT, REJECTED
+
+__all__ = ["Lane", "LaneName"]
+
+LaneName = Literal["search", "predict", "control"]
+
+T = TypeVar("T")
+
+_STOPPING: Final = "The server is stopping."
+
+
+class Lane:
+    """Runs calls of one kind, so many at a time and no more than that waiting.
+
+    Parameters
+    ----------
+    name : str
+        For messages and metrics.
+    threads : int
+        Calls at a time.
+    waiting : int
+        Calls that may wait for a thread; one more is refused at once.
+    timeout : float
+        Seconds after which the caller is told that it took too long. A call that runs by then keeps its place to its
+        end: threads can't be stopped.
+
+    Attributes
+    ----------
+    busy : int
+        Calls that run or wait.
+    """
+
+    def __init__(self, name: LaneName, *, threads: int, waiting: int, timeout: float) -> None:
+        self.name = name
+        self._limit = threads + waiting
+        self._timeout = timeout
+        self._lock = threading.Lock()
+        self.busy = 0
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=f"superduper-{name}")
+        self._in_flight = IN_FLIGHT.labels(name)
+
+    async def run(self, call: Callable[[], T]) -> T:
+        """Run `call` in a thread and return what it returns; when the caller is cancelled, a waiting call is dropped.
+
+        Raises
+        ------
+        OverloadedError
+            Too many calls wait already.
+        DeadlineError
+            It did not end in time.
+        """
+        self._enter()
+        try:
+            future = self._pool.submit(call)
+        except RuntimeError:  # shut down
+            self._leave()
+            raise OverloadedError(_STOPPING) from None
+        future.add_done_callback(lambda _: self._leave())
+        waiter = asyncio.wrap_future(future)
+        try:
+            await asyncio.wait({waiter}, timeout=self._timeout)
+        except asyncio.CancelledError:
+            waiter.cancel()
+            raise
+        if not waiter.done():
+            waiter.cancel()
+            raise DeadlineError(f"The {self.name} request took longer than {self._timeout:g} s.")
+        if waiter.cancelled():
+            raise OverloadedError(_STOPPING)
+        return waiter.result()
+
+    def _enter(self) -> None:
+        with self._lock:
+            if self.busy < self._limit:
+                self.busy += 1
+                self._in_flight.inc()
+                return
+        REJECTED.labels(self.name).inc()
+        raise OverloadedError(f"The server has {self._limit} {self.name} requests in work: try again in a second.")
+
+    def _leave(self) -> None:
+        with self._lock:
+            self.busy -= 1
+            self._in_flight.dec()
+
+    def close(self) -> None:
+        """Take no more calls and drop those that wait."""
+        self._pool.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,61 @@
+"""The route table: the server's handlers and the OpenAPI document are both made from it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Final
+
+from superduper_nb.server_ext.handlers import events, indexes, jobs, meta, models, search, status
+from superduper_nb.server_ext.handlers.base import ApiBase, Operation, UnknownHandler
+
+__all__ = ["API", "ROUTES", "Route", "handlers"]
+
+API: Final = "/superduper/api/v1/"
+_VERBS: Final = ("get", "post", "put", "patch", "delete")
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A path below `API`, with names in braces, and who answers it."""
+
+    path: str
+    handler: type[ApiBase]
+
+    @property
+    def pattern(self) -> str:
+        """The path as a regular expression."""
+        named = re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[^/]+)", re.escape(self.path))
+        return f"{API}{named}"
+
+    @property
+    def operations(self) -> dict[str, Operation]:
+        """The verbs it has."""
+        verbs = {verb: getattr(self.handler, verb) for verb in _VERBS}
+        return {verb: method.operation for verb, method in verbs.items() if hasattr(method, "operation")}
+
+
+ROUTES: Final = (
+    Route("status", status.StatusHandler),
+    Route("search", search.SearchHandler),
+    Route("indexes", indexes.IndexesHandler),
+    Route("indexes/{database}/{collection}/{index}", indexes.IndexHandler),
+    Route("indexes/{database}/{collection}/{index}/refresh", indexes.IndexRefreshHandler),
+    Route("models/{database}", models.ModelsHandler),
+    Route("models/{database}/{model}/predict", models.PredictHandler),
+    Route("jobs", jobs.JobsHandler),
+    Route("jobs/{job}", jobs.JobHandler),
+    Route("jobs/{job}/logs", jobs.JobLogsHandler),
+    Route("jobs/{job}/cancel", jobs.JobCancelHandler),
+    Route("jobs/{job}/retry", jobs.JobRetryHandler),
+    Route("events", events.EventsHandler),
+    Route("openapi.json", meta.OpenApiHandler),
+    Route("metrics", meta.MetricsHandler),
+)
+
+
+def handlers() -> list[tuple[Any, ...]]:
+    """Return what the application takes: pattern, handler, arguments."""
+    own = [(route.pattern, route.handler, {"template": route.path}) for route in ROUTES]
+    unknown = (r"/superduper/api/.*", UnknownHandler, {"template": "unknown"})
+    return [*own, unknown, (r"/superduper", status.PageHandler)]

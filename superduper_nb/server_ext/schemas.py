@@ -1,0 +1,343 @@
+"""What requests and replies look like: checked on the way in, described in the OpenAPI document."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
+
+from superduper_nb.errors import InvalidInputError
+from superduper_nb.server_ext.wire import refuse_javascript
+
+__all__ = [
+    "PATH_PARAMETERS",
+    "ErrorReply",
+    "EventsQuery",
+    "EventsReply",
+    "IndexReply",
+    "IndexesReply",
+    "JobReply",
+    "JobsNotice",
+    "JobsQuery",
+    "JobsReply",
+    "LogsQuery",
+    "LogsReply",
+    "ModelsReply",
+    "NoBody",
+    "NoQuery",
+    "NoticeReply",
+    "OneJobQuery",
+    "OpenApiReply",
+    "PredictBody",
+    "PredictReply",
+    "SearchBody",
+    "SearchReply",
+    "StatusReply",
+    "check",
+    "check_path",
+]
+
+MAX_N: Final = 10_000
+MAX_INPUTS: Final = 10_000
+_SYSTEM: Final = frozenset({"admin", "config", "local"})
+_DATABASE: Final = re.compile(r'[^/\\. "$*<>:|?\x00]{1,63}')
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def _database(name: str) -> str:
+    if not _DATABASE.fullmatch(name) or name in _SYSTEM:
+        raise ValueError(
+            "a database's name has 1 to 63 characters, none of "
+            r"""/\. "$*<>:|? , and is not admin, config or local"""
+        )
+    return name
+
+
+def _collection(name: str) -> str:
+    bad = name.startswith((".", "system.")) or name.endswith(".") or ".." in name or "$" in name or "\x00" in name
+    if bad or not 0 < len(name.encode("utf-8", "replace")) <= 200:
+        raise ValueError("a collection's name has 1 to 200 bytes, no '$', no empty part, and no 'system.' in front")
+    return name
+
+
+def _filter(value: dict[str, Any]) -> dict[str, Any]:
+    try:
+        refuse_javascript(value)
+    except InvalidInputError as error:
+        raise ValueError(str(error).removeprefix("filter: ")) from None
+    return value
+
+
+DatabaseName = Annotated[str, AfterValidator(_database), Field(description="A database's name.")]
+CollectionName = Annotated[str, AfterValidator(_collection), Field(description="A collection's name.")]
+Identifier = Annotated[
+    str,
+    Field(pattern=r"^[A-Za-z_][A-Za-z0-9_-]{0,63}$", description="A component's name: letters, digits, '_' and '-'."),
+]
+JobId = Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,64}$", description="A job's id.")]
+
+_NUMBERS: Final = {"type": "array", "items": {"type": "number"}}
+Vector = Annotated[
+    Any,
+    WithJsonSchema(
+        {
+            "description": "A vector or a list of vectors: numbers, or BSON binary vectors (subtype 9, float32).",
+            "anyOf": [_NUMBERS, {"type": "array", "items": _NUMBERS}, {"type": "object"}, {"type": "array"}],
+        }
+    ),
+]
+
+PATH_PARAMETERS: Final[dict[str, TypeAdapter[str]]] = {
+    "database": TypeAdapter(DatabaseName),
+    "collection": TypeAdapter(CollectionName),
+    "index": TypeAdapter(Identifier),
+    "model": TypeAdapter(Identifier),
+    "job": TypeAdapter(JobId),
+}
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class _Query(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _Reply(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+
+# Requests
+
+
+class NoBody(_Body):
+    """An empty object, or no body at all."""
+
+
+class NoQuery(_Query):
+    """No parameters."""
+
+
+class SearchBody(_Body):
+    """Near to what, among which documents, and how many. Exactly one of `like`, `vector` and `id`."""
+
+    database: DatabaseName
+    collection: CollectionName
+    semantic_index: Identifier | None = Field(None, description="Default: the only one of the collection.")
+    like: dict[str, Any] | None = Field(None, description="Values for a key of the index, encoded by its model.")
+    vector: Vector = None
+    id: Any = Field(None, description="A document's `_id`: its stored vector is the query.")
+    filter: Annotated[dict[str, Any], AfterValidator(_filter)] | None = Field(None, description="A MongoDB filter.")
+    n: int = Field(10, ge=1, le=MAX_N, description="How many documents.")
+    exact: bool = Field(False, description="Compare with every vector.")
+    min_score: float | None = Field(None, allow_inf_nan=False, description="Leave out what scores less.")
+    after: Any = Field(None, description="A BSON timestamp: see at least the writes up to this cluster time.")
+
+    @model_validator(mode="after")
+    def _one_query(self) -> SearchBody:
+        if sum(value is not None for value in (self.like, self.vector, self.id)) != 1:
+            raise ValueError("give exactly one of like, vector and id")
+        return self
+
+
+class PredictBody(_Body):
+    """What to apply a model to."""
+
+    inputs: list[Any] = Field(min_length=1, max_length=MAX_INPUTS, description="One element for each prediction.")
+    version: int | None = Field(None, ge=0, description="Default: the current version.")
+
+
+class JobsNotice(_Body):
+    """Where new jobs were written."""
+
+    database: DatabaseName
+
+
+class JobsQuery(_Query):
+    """Which jobs."""
+
+    db: DatabaseName
+    status: Literal["pending", "running", "succeeded", "failed", "cancelled", "blocked"] | None = None
+    since: JobId | None = Field(None, description="The `next` of the page before.")
+    limit: int = Field(100, ge=1, le=1000)
+
+
+class OneJobQuery(_Query):
+    """The database of a job."""
+
+    db: DatabaseName
+
+
+class LogsQuery(_Query):
+    """Which lines."""
+
+    db: DatabaseName
+    since: int = Field(0, ge=0, description="The first line wanted; `next` of the page before.")
+
+
+class EventsQuery(_Query):
+    """Which events."""
+
+    since: int = Field(0, ge=0, description="The `next` of the page before; 0 for all that are held.")
+
+
+# Replies
+
+
+class ErrorReply(_Reply):
+    """What went wrong. `code` is stable, `message` is for people."""
+
+    message: str
+    reason: str
+    code: str
+
+
+class StatusReply(_Reply):
+    """The state of this server's engines."""
+
+    state: Literal["starting", "ready", "failed", "stopped"]
+    error: str | None
+    version: str
+    pid: int
+    instance: str
+    components: dict[str, Any] = Field(description="State, version and address of each; never a secret.")
+
+
+class SearchReply(_Reply):
+    """What was found, best first. For a list of vectors, `ids`, `scores` and `distances` hold one list for each."""
+
+    ids: list[Any]
+    scores: list[Any]
+    distances: list[Any] | None
+    strategy: str
+    candidates: int
+    pending: int
+    took_ms: float
+    index: str
+
+
+class IndexReply(_Reply):
+    """One index: size, dimension, state, freshness."""
+
+    database: str
+    collection: str
+    id: str
+
+
+class IndexesReply(_Reply):
+    """The indexes in memory."""
+
+    indexes: list[IndexReply]
+
+
+class ModelsReply(_Reply):
+    """The models of a database, and which of them are loaded."""
+
+    models: list[dict[str, Any]]
+
+
+class PredictReply(_Reply):
+    """One output for each input. An input that failed alone has `{"_error": {"type", "message"}}` in its place."""
+
+    outputs: list[Any]
+    version: int
+    took_ms: float
+
+
+class JobReply(_Reply):
+    """The record of a job."""
+
+    id: str = Field(alias="_id")
+    kind: str
+    name: str
+    state: str
+
+
+class JobsReply(_Reply):
+    """Jobs, newest first."""
+
+    jobs: list[JobReply]
+    next: str | None = Field(description="Give it as `since` for the next page; null on the last.")
+
+
+class LogsReply(_Reply):
+    """What a job printed."""
+
+    lines: list[dict[str, Any]]
+    next: int
+
+
+class NoticeReply(_Reply):
+    """The notice was passed on."""
+
+    database: str
+
+
+class OpenApiReply(_Reply):
+    """An OpenAPI document."""
+
+    openapi: str
+
+
+class EventsReply(_Reply):
+    """Job and index events, oldest first."""
+
+    events: list[dict[str, Any]]
+    next: int
+    missed: bool = Field(description="Some are no longer held: read the records instead.")
+
+
+# Checks
+
+
+def check(model: type[M], value: Mapping[str, Any]) -> M:
+    """Return a checked body or query.
+
+    Raises
+    ------
+    InvalidInputError
+        Names the field, what is allowed and what was given.
+    """
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise InvalidInputError(_said(error)) from None
+
+
+def check_path(parameters: Mapping[str, str]) -> dict[str, str]:
+    """Return the checked names of a path."""
+    for name, value in parameters.items():
+        try:
+            PATH_PARAMETERS[name].validate_python(value)
+        except ValidationError as error:
+            raise InvalidInputError(_said(error, name)) from None
+    return dict(parameters)
+
+
+def _said(error: ValidationError, name: str = "") -> str:
+    """Say the first thing that is wrong, and how many more there are."""
+    errors = error.errors(include_url=False, include_context=False)
+    first = errors[0]
+    field = ".".join(map(str, first["loc"])) or name
+    message = first["msg"].removeprefix("Value error, ")
+    given = "" if first["type"] in ("missing", "extra_forbidden") else f" (given: {_short(first['input'])})"
+    more = f" And {len(errors) - 1} more." if len(errors) > 1 else ""
+    return f"{field or 'body'}: {message}{given}.{more}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"

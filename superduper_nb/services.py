@@ -1,0 +1,282 @@
+"""The four engines of the cluster as objects in this process: MongoDB, jobs, linear algebra, model server.
+
+The client asks an object with the methods of `Services` and does not know whether it got one of those here or the HTTP
+client of a notebook server (`superduper_nb.remote.RemoteServices`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+from collections.abc import Callable, Collection
+from functools import cache, partial
+from typing import Any, Protocol
+
+from pymongo import MongoClient
+
+from superduper_nb._version import __version__
+from superduper_nb.cluster.dask import DaskPool
+from superduper_nb.cluster.mongod import Mongod, connect_options, wrap_uri_errors
+from superduper_nb.components.loading import Loader
+from superduper_nb.config import Config
+from superduper_nb.errors import ModelError, SuperduperError
+from superduper_nb.jobs.dispatcher import Dispatcher
+from superduper_nb.jobs.foreground import run_foreground
+from superduper_nb.jobs.records import JobStore
+from superduper_nb.models.apply import Predictor
+from superduper_nb.search import SearchEngine, SearchReply, SearchRequest
+from superduper_nb.serving import InProcessModels, ModelServer, Prediction
+
+__all__ = ["InProcessServices", "LocalServices", "Services"]
+
+
+class Services(Protocol):
+    """What the client asks of the cluster, wherever that runs."""
+
+    def status(self) -> dict[str, Any]:
+        """Say where each component runs, in which version and state."""
+
+    def search(self, request: SearchRequest) -> SearchReply:
+        """Find the nearest of the documents that match."""
+
+    def indexes(self) -> list[dict[str, Any]]:
+        """List the indexes in memory."""
+
+    def describe_index(self, database: str, collection: str, id: str) -> dict[str, Any]:
+        """Say how large, how fresh and in what state an index is."""
+
+    def refresh_index(self, database: str, collection: str, id: str) -> dict[str, Any]:
+        """Load an index anew."""
+
+    def models(self, database: str) -> list[dict[str, Any]]:
+        """List the models of a database, and how those in memory do."""
+
+    def predict(self, database: str, model: str, inputs: list[Any], version: int | None = None) -> Prediction:
+        """Apply a model."""
+
+    def notify(self, database: str, jobs: Collection[str]) -> None:
+        """Say that jobs were written; in-process services run them before they return."""
+
+    def close(self) -> None:
+        """Stop what was started."""
+
+
+class _Engines:
+    """Search, model server and job records over one MongoDB connection: what both kinds of local services share."""
+
+    mode: str
+
+    def __init__(self, client: MongoClient[Any], models: ModelServer | InProcessModels) -> None:
+        self.client, self._models = client, models
+        self._search = SearchEngine(client, self._encode)
+
+    def status(self) -> dict[str, Any]:
+        """Say where each component runs, in which version and state."""
+        models = self._models.loaded()
+        return {
+            "version": __version__,
+            "python": platform.python_version(),
+            "mode": self.mode,
+            "components": {
+                "mongodb": self._mongodb_status(),
+                "jobs": self._jobs_status(),
+                "linear_algebra": {"state": "running", "where": "this process", "indexes": len(self._search.indexes())},
+                "model_server": {"state": "running", "where": "this machine", "models": len(models)},
+            },
+        }
+
+    def _mongodb_status(self) -> dict[str, Any]:
+        host, port = self.client.address or ("?", "?")
+        try:
+            return {"state": "running", "where": f"{host}:{port}", "version": self.client.server_info()["version"]}
+        except Exception as error:
+            return {"state": "unreachable", "where": f"{host}:{port}", "error": type(error).__name__}
+
+    def _jobs_status(self) -> dict[str, Any]:
+        return {"state": "running", "where": "in the foreground"}
+
+    def search(self, request: SearchRequest) -> SearchReply:
+        """Find the nearest of the documents that match."""
+        return self._search.search(request)
+
+    def indexes(self) -> list[dict[str, Any]]:
+        """List the indexes in memory."""
+        return self._search.indexes()
+
+    def describe_index(self, database: str, collection: str, id: str) -> dict[str, Any]:
+        """Say how large, how fresh and in what state an index is."""
+        return self._search.describe(database, collection, id)
+
+    def refresh_index(self, database: str, collection: str, id: str) -> dict[str, Any]:
+        """Load an index anew."""
+        return self._search.refresh(database, collection, id)
+
+    def models(self, database: str) -> list[dict[str, Any]]:
+        """List the models of a database, and how those in memory do."""
+        live = {entry["model"]: entry for entry in self._models.loaded() if entry["database"] == database}
+        known = Loader(self.client[database]).store.current("model")
+        return [
+            {"id": model.id, "version": model.version, **model.definition, **live.get(model.id, {})} for model in known
+        ]
+
+    def predict(self, database: str, model: str, inputs: list[Any], version: int | None = None) -> Prediction:
+        """Apply a model."""
+        return self._models.predict(database, model, inputs, version=version)
+
+    def jobs(self, database: str) -> JobStore:
+        """Return the jobs of a database."""
+        return JobStore(self.client[database])
+
+    def close(self) -> None:
+        """Stop the engines; harmless when done twice."""
+        self._search.close()
+        self._models.close()
+
+    def _encode(self, database: str, model: str, inputs: list[Any], version: int | None) -> list[Any]:
+        return self.predict(database, model, inputs, version).outputs
+
+
+class InProcessServices(_Engines):
+    """Everything in this process; jobs run in the foreground, as they are written.
+
+    Parameters
+    ----------
+    client : pymongo.MongoClient
+        Where documents, components and jobs are.
+    """
+
+    mode = "in one process"
+
+    def __init__(self, client: MongoClient[Any]) -> None:
+        self._loaders: dict[str, Loader] = {}
+        super().__init__(client, InProcessModels(self._load, self._current))
+
+    def notify(self, database: str, jobs: Collection[str]) -> None:
+        """Run these jobs, and return when they have ended."""
+        if jobs:
+            run_foreground(self.client[database], self._loader(database), jobs)
+
+    def _loader(self, database: str) -> Loader:
+        return self._loaders.setdefault(database, Loader(self.client[database]))
+
+    def _load(self, database: str, model: str, version: int | None) -> tuple[Predictor, int]:
+        predictor, component = self._loader(database).model(model, version)
+        return predictor, component.version
+
+    def _current(self, database: str, model: str) -> int:
+        return self._loader(database).store.get("model", model).version
+
+
+class LocalServices(_Engines):
+    """The whole cluster on this machine, for a notebook server to hold: MongoDB, workers, search, model server.
+
+    Parameters
+    ----------
+    config : Config
+        Where MongoDB is, how many workers.
+    on_event : callable, optional
+        Told of job events (`Dispatcher`).
+
+    Attributes
+    ----------
+    mongo_uri : str
+        With credentials: for kernels of this user on this machine.
+
+    Raises
+    ------
+    MongoUnavailableError, ServiceError
+        A part does not start; what had started is stopped again.
+    """
+
+    mode = "notebook server"
+
+    def __init__(self, config: Config, *, on_event: Callable[[dict[str, Any]], None] | None = None) -> None:
+        with contextlib.ExitStack() as undo:
+            self._mongod, self.mongo_uri = _mongodb(config, undo)
+            with wrap_uri_errors(config.mongodb.where):
+                client: MongoClient[dict[str, Any]] = MongoClient(self.mongo_uri, **connect_options())
+                undo.callback(client.close)
+                client.admin.command("ping")
+            models = ModelServer(partial(load_model, self.mongo_uri), partial(current_version, self.mongo_uri))
+            super().__init__(client, models)
+            undo.callback(super().close)
+            self._pool = _pool(config, self.mongo_uri)
+            undo.callback(self._pool.close)
+            self._pool.start()
+            self._dispatcher = Dispatcher(client, self._pool, in_flight=_in_flight(config), on_event=on_event)
+            undo.callback(self._dispatcher.close)
+            self._dispatcher.start()
+            self._undo = undo.pop_all()
+
+    def notify(self, database: str, jobs: Collection[str]) -> None:
+        """Have the dispatcher look at once."""
+        self._dispatcher.notify(database)
+
+    def close(self) -> None:
+        """Stop everything that was started; harmless when done twice."""
+        self._undo.close()
+
+    def _jobs_status(self) -> dict[str, Any]:
+        return self._pool.describe()
+
+    def _mongodb_status(self) -> dict[str, Any]:
+        return super()._mongodb_status() | {"embedded": self._mongod is not None}
+
+
+def _mongodb(config: Config, undo: contextlib.ExitStack) -> tuple[Mongod | None, str]:
+    settings = config.mongodb
+    if (uri := settings.address()) is not None:
+        return None, uri
+    mongod = undo.enter_context(Mongod.attach(settings.data, cache_gb=settings.cache_gb))
+    return mongod, mongod.uri
+
+
+def _workers(config: Config) -> int:
+    return config.jobs.workers or os.cpu_count() or 1
+
+
+def _in_flight(config: Config) -> int:
+    # Two a thread: while one is computed the next is on its way.
+    return max(config.jobs.in_flight, 2 * _workers(config) * config.jobs.threads)
+
+
+def _pool(config: Config, mongo_uri: str) -> DaskPool:
+    settings = config.jobs
+    environment = {"SUPERDUPER_MONGODB__URI": mongo_uri}
+    return DaskPool(
+        address=settings.scheduler,
+        workers=_workers(config),
+        threads=settings.threads,
+        port=settings.port or 0,
+        environment=environment,
+    )
+
+
+# The model server's child process calls these with the URI bound; it keeps its connection and loaders.
+
+
+@cache
+def _child_loader(uri: str, database: str) -> Loader:
+    return Loader(_child_client(uri)[database])
+
+
+@cache
+def _child_client(uri: str) -> MongoClient[dict[str, Any]]:
+    return MongoClient(uri, **connect_options())
+
+
+def load_model(uri: str, database: str, model: str, version: int | None) -> tuple[Predictor, int]:
+    """Load a model in the process that serves it."""
+    try:
+        predictor, component = _child_loader(uri, database).model(model, version)
+    except SuperduperError:
+        raise
+    except Exception as error:
+        raise ModelError(f"The model {model!r} can't be loaded: {type(error).__name__}: {error}") from error
+    return predictor, component.version
+
+
+def current_version(uri: str, database: str, model: str) -> int:
+    """Return the version of a model that is current now."""
+    return _child_loader(uri, database).store.get("model", model).version

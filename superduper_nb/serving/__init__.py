@@ -1,0 +1,10 @@
+"""The model server: registered models in a process of their own, requests joined into batches.
+
+`ModelServer` (in the notebook server) and `InProcessModels` (everything in one process) have the same methods.
+"""
+
+from superduper_nb.serving.inprocess import InProcessModels
+from superduper_nb.serving.server import ModelServer
+from superduper_nb.serving.values import Current, Load, Prediction, Predicts
+
+__all__ = ["Current", "InProcessModels", "Load", "ModelServer", "Prediction", "Predicts"]

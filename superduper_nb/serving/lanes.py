@@ -1,0 +1,189 @@
+"""Requests that wait: one bounded queue a model, batches taken from the queues in turn. Not thread-safe."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from concurrent.futures import Future
+from typing import Any, Final
+
+from superduper_nb.errors import OverloadedError
+from superduper_nb.serving.statistics import Statistics
+from superduper_nb.serving.values import LoadedModel, Prediction
+
+__all__ = ["Lane", "Lanes", "Request"]
+
+_BATCH_SIZE: Final = 32
+
+
+class Request:
+    """Inputs for a model, and the future of whoever waits for the outputs."""
+
+    def __init__(self, name: tuple[str, str], version: int | None, payload: bytes, size: int, timeout: float) -> None:
+        self.name, self.version, self.payload, self.size = name, version, payload, size
+        self.future: Future[Prediction] = Future()
+        self.started = time.monotonic()
+        self.timeout, self.deadline = timeout, self.started + timeout
+        self.alarm: asyncio.TimerHandle | None = None
+        self.alone = False  # the process died with it once: it gets a batch of its own
+        self._claimed = False
+
+    def claim(self) -> bool:
+        """Take it up: from now on it can't be cancelled. False where it was, or has its answer."""
+        if self._claimed:
+            return not self.future.done()
+        self._claimed = True
+        return self.future.set_running_or_notify_cancel()
+
+    def answer(self, outcome: Prediction | BaseException) -> bool:
+        """End it, unless it has ended; return whether this was the answer."""
+        if self.alarm is not None:
+            self.alarm.cancel()
+        if not self.claim():
+            return False
+        if isinstance(outcome, Prediction):
+            self.future.set_result(outcome)
+        else:
+            self.future.set_exception(outcome)
+        return True
+
+    @property
+    def waited_ms(self) -> float:
+        """Time since it came."""
+        return (time.monotonic() - self.started) * 1000
+
+
+class Lane:
+    """The queue of one model, with the model's figures."""
+
+    def __init__(self) -> None:
+        self.statistics = Statistics()
+        self.batch_size = _BATCH_SIZE
+        self.known = False  # such a model was loaded at least once
+        self.waiting: deque[Request] = deque()
+        self.inputs = 0
+
+    def put(self, request: Request, limit: int) -> None:
+        """Queue a request; raises `OverloadedError` when that makes more than `limit` inputs wait."""
+        if self.waiting and self.inputs + request.size > limit:
+            self._keep(deque(waiting for waiting in self.waiting if not waiting.future.done()))
+        if self.waiting and self.inputs + request.size > limit:
+            pace = self.statistics.rates()[1]
+            raise OverloadedError(
+                f"{self.inputs} inputs wait for model {request.name[1]!r} already, {limit} may: try again later, "
+                "or have many documents processed by a watcher.",
+                retry_after=min(max(self.inputs / pace, 0.1), 30.0) if pace else 1.0,
+            )
+        self.waiting.append(request)
+        self.inputs += request.size
+
+    def put_back(self, requests: list[Request]) -> None:
+        """Queue requests before all others."""
+        self._keep(deque([*requests, *self.waiting]))
+
+    def take(self) -> list[Request]:
+        """Take what goes into one batch: the first request, and all of its version that fit beside it."""
+        batch: list[Request] = []
+        rest: deque[Request] = deque()
+        size = 0
+        for request in self.waiting:
+            if batch and not (size + request.size <= self.batch_size and _go_together(batch[0], request)):
+                rest.append(request)
+            elif request.claim():
+                batch.append(request)
+                size += request.size
+        self._keep(rest)
+        return batch
+
+    @property
+    def length(self) -> int:
+        """Requests that wait, without those that were cancelled."""
+        return sum(not request.future.done() for request in self.waiting)
+
+    def clear(self) -> list[Request]:
+        """Take every request."""
+        requests = list(self.waiting)
+        self._keep(deque())
+        return requests
+
+    def _keep(self, waiting: deque[Request]) -> None:
+        self.waiting = waiting
+        self.inputs = sum(request.size for request in waiting)
+
+
+class Lanes:
+    """The queues of all models.
+
+    Parameters
+    ----------
+    limit : int
+        Inputs that may wait for one model. A single request may be larger where none waits.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.lanes: dict[tuple[str, str], Lane] = {}
+        self._limit = limit
+        self._turns: dict[tuple[str, str], Lane] = {}  # those where requests wait; the first has its turn
+
+    def __bool__(self) -> bool:
+        return bool(self._turns)
+
+    def put(self, request: Request) -> None:
+        """Queue a request; raises `OverloadedError`."""
+        lane = self.lanes.setdefault(request.name, Lane())
+        lane.put(request, self._limit)
+        self._turns[request.name] = lane
+
+    def put_back(self, requests: list[Request]) -> None:
+        """Queue the requests of a batch before all others of their model."""
+        if requests:
+            lane = self._turns[requests[0].name] = self.lanes.setdefault(requests[0].name, Lane())
+            lane.put_back(requests)
+
+    def take(self) -> list[Request]:
+        """Take the next batch, from the model that has waited longest for its turn. Empty where nobody waits."""
+        while self._turns:
+            name = next(iter(self._turns))
+            lane = self._turns.pop(name)
+            batch = lane.take()
+            if lane.waiting:
+                self._turns[name] = lane
+            if batch:
+                return batch
+            self._forget(name)
+        return []
+
+    def learn(self, name: tuple[str, str], batch_size: int | None) -> None:
+        """Note that there is such a model, and how many inputs it takes at once."""
+        lane = self.lanes.setdefault(name, Lane())
+        lane.known, lane.batch_size = True, batch_size or _BATCH_SIZE
+
+    def drain(self) -> list[Request]:
+        """Take everything."""
+        requests = [request for lane in self._turns.values() for request in lane.clear()]
+        self._turns.clear()
+        return requests
+
+    def record(self, request: Request, *, failed: bool) -> None:
+        """Count an answer."""
+        if lane := self.lanes.get(request.name):
+            lane.statistics.record(request.waited_ms, inputs=request.size, failed=failed)
+            self._forget(request.name)
+
+    def _forget(self, name: tuple[str, str]) -> None:
+        """Drop a queue that is empty and whose model was never seen: any name can be asked for."""
+        lane = self.lanes[name]
+        if not lane.known and not lane.waiting:
+            del self.lanes[name]
+
+    def rows(self, models: list[LoadedModel], loading: tuple[str, str] | None) -> list[dict[str, Any]]:
+        """List every model with its figures, given what is in memory and what is being loaded."""
+        return [
+            lane.statistics.row(*name, models=models, loading=name == loading, queue=lane.length)
+            for name, lane in self.lanes.items()
+        ]
+
+
+def _go_together(first: Request, other: Request) -> bool:
+    return first.version == other.version and not first.alone and not other.alone

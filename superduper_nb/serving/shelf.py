@@ -1,0 +1,152 @@
+"""Models in memory: loaded on first use, the least recently used one dropped when the memory budget is exceeded."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import logging
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any, Final, NamedTuple
+
+import psutil
+
+from superduper_nb.errors import ModelError, NotFoundError, SuperduperError
+from superduper_nb.models import ItemError
+from superduper_nb.serving.values import Current, Load, LoadedModel, Predicts
+
+__all__ = ["Entry", "Shelf", "apply", "resident_bytes"]
+
+log = logging.getLogger(__name__)
+
+_ASK_AGAIN_S: Final = 5.0
+
+
+class Entry(NamedTuple):
+    """A loaded model and what is said about it."""
+
+    predictor: Predicts
+    about: LoadedModel
+
+
+class Shelf:
+    """The loaded models of this process. Not thread-safe.
+
+    Parameters
+    ----------
+    load, current : callable
+        See `superduper_nb.serving.values`.
+    memory : int, optional
+        Resident bytes of the process above which the least recently used models are dropped. Default: none are.
+    """
+
+    def __init__(self, load: Load, current: Current, *, memory: int | None = None) -> None:
+        self._load, self._current, self._memory = load, current, memory
+        self._entries: dict[tuple[str, str, int], Entry] = {}  # the most recently used is last
+        self._newest: dict[tuple[str, str], int] = {}
+        self._ask_at = 0.0
+
+    def get(
+        self, database: str, model: str, version: int | None, *, loading: Callable[[], None] = lambda: None
+    ) -> Entry:
+        """Return a model in a version (None: the newest); `loading` is called before it has to be loaded.
+
+        Raises
+        ------
+        NotFoundError
+            There is no such model or version.
+        ModelError
+            It can't be loaded.
+        """
+        key = (database, model, self._newest_version(database, model) if version is None else version)
+        entry = self._entries.pop(key, None)
+        if entry is not None:
+            self._entries[key] = entry
+            return entry
+        loading()
+        entry = self._entries[key] = self._loaded(*key)
+        self._shrink()
+        return entry
+
+    def unload(self, database: str, model: str) -> None:
+        """Drop every version of a model. Harmless where it is not loaded."""
+        self._newest.pop((database, model), None)
+        self._drop([key for key in self._entries if key[:2] == (database, model)])
+
+    def models(self) -> list[LoadedModel]:
+        """List what is loaded, the least recently used first."""
+        return [entry.about for entry in self._entries.values()]
+
+    def _newest_version(self, database: str, model: str) -> int:
+        known = self._newest.get((database, model))
+        if known is not None and time.monotonic() < self._ask_at:
+            return known
+        try:
+            version = self._current(database, model)
+        except NotFoundError:
+            self.unload(database, model)
+            raise
+        except Exception as error:
+            if known is None:
+                raise
+            self._ask_at = time.monotonic() + _ASK_AGAIN_S  # or each batch would wait for a database that is away
+            log.warning("Serving %s.%s version %d: can't ask for a newer one (%s)", database, model, known, error)
+            return known
+        if known not in (None, version):
+            self.unload(database, model)  # before the new one is loaded: the two may not fit together
+        self._newest[database, model] = version
+        return version
+
+    def _loaded(self, database: str, model: str, version: int) -> Entry:
+        before = resident_bytes()
+        try:
+            predictor, got = self._load(database, model, version)
+        except SuperduperError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise ModelError(f"Model {model!r} version {version} can't be loaded: {ItemError.of(error)}") from error
+        return Entry(predictor, LoadedModel(database, model, got, max(0, resident_bytes() - before)))
+
+    def _shrink(self) -> None:
+        while self._memory and len(self._entries) > 1 and resident_bytes() > self._memory:
+            oldest = next(iter(self._entries))
+            log.info("Dropping %s.%s version %d: over the memory budget", *oldest)
+            self._drop([oldest])
+
+    def _drop(self, keys: list[tuple[str, str, int]]) -> None:
+        for key in keys:
+            del self._entries[key]
+        if keys:
+            gc.collect()
+            with suppress(OSError, AttributeError):  # only glibc has it: gives freed pages back to the system
+                ctypes.CDLL(None).malloc_trim(0)
+
+
+def resident_bytes() -> int:
+    """Return the memory that this process occupies."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def apply(predictor: Predicts, requests: Sequence[list[Any]]) -> list[list[Any] | ModelError]:
+    """Run the inputs of several requests as one batch; a request with a bad input fails alone."""
+    inputs = [x for request in requests for x in request]
+    try:
+        outputs = predictor.predict_many(inputs)
+        if len(outputs) != len(inputs):
+            raise ModelError(f"it answered {len(outputs)} outputs to {len(inputs)} inputs")
+    except (Exception, SystemExit) as error:
+        if len(requests) == 1:
+            return [ModelError(f"The model failed: {ItemError.of(error)}")]
+        return [answer for request in requests for answer in apply(predictor, [request])]
+    rows = iter(outputs)
+    return [_answer([next(rows) for _ in request]) for request in requests]
+
+
+def _answer(outputs: list[Any]) -> list[Any] | ModelError:
+    failed = [i for i, output in enumerate(outputs) if isinstance(output, ItemError)]
+    if not failed:
+        return outputs
+    total = len(outputs)
+    where = "this input" if total == 1 else f"{len(failed)} of {total} inputs, first on number {failed[0]}"
+    return ModelError(f"The model failed on {where}: {outputs[failed[0]]}")

@@ -1,0 +1,120 @@
+"""What the server and its child process say to each other: pickles behind a length, on a socket only they hold.
+
+Inputs and outputs travel as pickles inside: one that can't be read fails its own request, not the conversation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import struct
+from dataclasses import dataclass
+from typing import Any, BinaryIO, Final
+
+from superduper_nb import errors
+from superduper_nb.serving.values import Current, Load, LoadedModel
+
+__all__ = ["Answers", "Failure", "Hello", "Loaded", "Loading", "Ready", "Run", "Unload", "pack", "read", "receive"]
+
+_LENGTH: Final = struct.Struct("!Q")
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """To the child, first: how to work."""
+
+    load: Load
+    current: Current
+    memory: int
+    preload: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """From the child, once: it can run models."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """To the child: apply a model to these requests (pickled lists of inputs)."""
+
+    database: str
+    model: str
+    version: int | None
+    requests: list[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Unload:
+    """To the child: drop a model; it answers `Loaded`."""
+
+    database: str
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """From the child, before it loads a model, which may take longer than a batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """From the child, after it loaded or dropped one: all that it holds, and the memory of the process."""
+
+    models: list[LoadedModel]
+    rss: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An error on its way: the name of a class of `superduper_nb.errors`, and the message."""
+
+    name: str
+    message: str
+
+    @classmethod
+    def of(cls, error: BaseException) -> Failure:
+        """Describe an exception; one that is not ours becomes a `ModelError`."""
+        name = type(error).__name__
+        if name in errors.__all__:
+            return cls(name, str(error))
+        return cls("ModelError", f"{name}: {error}"[:1000])
+
+    def error(self) -> errors.SuperduperError:
+        """Build the exception."""
+        made: errors.SuperduperError = getattr(errors, self.name)(self.message)
+        return made
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """From the child: one answer for each request of the batch (a pickled list of outputs, or why there is none)."""
+
+    answers: list[bytes | Failure]
+    version: int | None = None
+    batch_size: int | None = None
+
+
+def pack(message: object) -> bytes:
+    """Return a message as it goes over the socket."""
+    body = pickle.dumps(message, protocol=5)
+    return _LENGTH.pack(len(body)) + body
+
+
+def read(stream: BinaryIO) -> Any:
+    """Wait for a message (in the child)."""
+    (length,) = _LENGTH.unpack(_exactly(stream, _LENGTH.size))
+    return pickle.loads(_exactly(stream, length))
+
+
+async def receive(stream: asyncio.StreamReader) -> Any:
+    """Wait for a message (in the server)."""
+    (length,) = _LENGTH.unpack(await stream.readexactly(_LENGTH.size))
+    return pickle.loads(await stream.readexactly(length))
+
+
+def _exactly(stream: BinaryIO, size: int) -> bytes:
+    data = stream.read(size)
+    if len(data) < size:
+        raise EOFError("the other side closed the socket")
+    return data

@@ -1,0 +1,74 @@
+"""How a notebook shows what the client returns: jobs with live progress, writes with the jobs that follow from them.
+
+The client knows nothing of this. ``%load_ext`` registers these functions with IPython, by the names of the classes, so
+that nothing is imported for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from superduper_nb.widgets.jobs import job_row
+from superduper_nb.widgets.listing import Listing, Note
+from superduper_nb.widgets.progress import JobsView
+
+__all__ = ["BUNDLES", "DISPLAYS", "job_list_bundle", "show_jobs", "write_bundle"]
+
+
+def show_jobs(jobs: Any) -> None:
+    """Display a job, or a mapping of jobs, with live progress."""
+    from IPython.display import display
+
+    followed = list(jobs.values()) if isinstance(jobs, Mapping) else [jobs]
+    if followed:
+        JobsView(followed).show()
+    else:
+        show: Any = display  # untyped in IPython
+        show(Note("no jobs: nothing has to run"))
+
+
+def write_bundle(result: Any) -> dict[str, str]:
+    """Return a write result as a sentence; the progress of its jobs is displayed before it."""
+    if jobs := list(result.jobs.values()):
+        JobsView(jobs).show()
+    return Note(_sentence(result))._repr_mimebundle_()
+
+
+def job_list_bundle(jobs: Any) -> dict[str, str]:
+    """Return the newest jobs as a table."""
+    return Listing((job_row(job.record) for job in jobs.list(limit=20)), empty="no jobs")._repr_mimebundle_()
+
+
+def _sentence(result: Any) -> str:
+    if not result.acknowledged:
+        return "written, and not acknowledged"
+    counted = [f"{number:,} {word}" for word, number in _counts(result) if number]
+    return ", ".join(counted) or "nothing changed"
+
+
+def _counts(result: Any) -> list[tuple[str, int]]:
+    if (ids := getattr(result, "inserted_ids", None)) is not None:
+        return [(f"document{'' if len(ids) == 1 else 's'} inserted", len(ids))]
+    if hasattr(result, "inserted_id"):
+        return [("document inserted", 1)]
+    words = {"inserted_count": "inserted", "matched_count": "matched", "modified_count": "modified"}
+    words |= {"deleted_count": "deleted", "upserted_count": "upserted"}
+    return [(word, getattr(result, name, 0)) for name, word in words.items()]
+
+
+DISPLAYS: Final = {
+    ("superduper_nb.client.jobs", "Job"): show_jobs,
+    ("superduper_nb.client.jobs", "Jobs"): show_jobs,
+}
+"""Functions that display by themselves."""
+
+BUNDLES: Final = {
+    ("superduper_nb.client.jobs", "JobList"): job_list_bundle,
+    ("superduper_nb.client.results", "BulkWriteResult"): write_bundle,
+    ("superduper_nb.client.results", "DeleteResult"): write_bundle,
+    ("superduper_nb.client.results", "InsertManyResult"): write_bundle,
+    ("superduper_nb.client.results", "InsertOneResult"): write_bundle,
+    ("superduper_nb.client.results", "UpdateResult"): write_bundle,
+}
+"""Functions that return what to display."""

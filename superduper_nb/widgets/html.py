@@ -1,0 +1,109 @@
+"""HTML of tables, galleries and notes: pure functions from cells to text, through autoescaping templates.
+
+No output is larger than :data:`LARGEST`: rows are drawn one by one until the next would not fit, and the caller says in
+its footer how many were shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import TYPE_CHECKING, Any, Final
+
+from superduper_nb.widgets.grid import Grid
+from superduper_nb.widgets.values import Cell
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+__all__ = ["LARGEST", "Score", "cards", "gallery_html", "note_html", "render", "rows", "table_html"]
+
+LARGEST: Final = 900_000
+"""Bytes of drawn rows; with style, footer and the plain text an output stays below one megabyte."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A score as text, and as the filled share of a bar."""
+
+    text: str
+    share: float
+
+
+@cache
+def _environment() -> Environment:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    return Environment(
+        loader=PackageLoader("superduper_nb.widgets", "templates"), autoescape=True, undefined=StrictUndefined
+    )
+
+
+@cache
+def _style() -> Any:
+    from markupsafe import Markup
+
+    return Markup(resources.files(__package__).joinpath("templates/style.css").read_text("utf-8").replace("\n", ""))
+
+
+def render(template: str, **values: Any) -> Any:
+    """Fill one of the package's templates; every value is escaped."""
+    from markupsafe import Markup
+
+    return Markup(_environment().get_template(template).render(style=_style(), **values))
+
+
+def rows(table: Grid, scores: Sequence[Score | None], *, ranked: bool) -> list[Any]:
+    """Draw as many rows of `table` as fit."""
+    numeric = [table.numeric(column) for column in range(len(table.columns))]
+    drawn = (
+        render("row.html.j2", rank=number if ranked else None, score=score, cells=zip(cells, numeric, strict=True))
+        for number, (cells, score) in enumerate(zip(table.rows, scores, strict=True), 1)
+    )
+    return _fitting(drawn)
+
+
+def cards(table: Grid, scores: Sequence[Score | None]) -> list[Any]:
+    """Draw as many rows of `table` as fit, each as a card: its first picture large, its other fields below."""
+    drawn = (
+        render("card.html.j2", rank=number, score=score, picture=picture, fields=fields)
+        for number, (cells, score) in enumerate(zip(table.rows, scores, strict=True), 1)
+        for picture, fields in [_card(table.columns, cells)]
+    )
+    return _fitting(drawn)
+
+
+def _card(names: Sequence[str], cells: Sequence[Cell | None]) -> tuple[Cell | None, list[tuple[str, Cell]]]:
+    picture = next((part for part in cells if part is not None and part.kind == "picture"), None)
+    fields = [(name, part) for name, part in zip(names, cells, strict=True) if part is not None and part is not picture]
+    return picture, fields
+
+
+def _fitting(drawn: Iterable[Any]) -> list[Any]:
+    kept, left = [], LARGEST
+    for piece in drawn:
+        left -= len(piece.encode())
+        if left < 0:
+            break
+        kept.append(piece)
+    return kept
+
+
+def table_html(
+    columns: Sequence[tuple[str, bool]], drawn: Sequence[Any], *, heading: str = "", footer: str = ""
+) -> str:
+    """Put drawn rows under their headings; a column is its name and whether it is numeric."""
+    names = [{"name": name, "numeric": numeric} for name, numeric in columns]
+    return str(render("table.html.j2", columns=names, rows=drawn, heading=heading, footer=footer))
+
+
+def gallery_html(drawn: Sequence[Any], *, footer: str = "") -> str:
+    """Put drawn cards side by side."""
+    return str(render("gallery.html.j2", cards=drawn, footer=footer))
+
+
+def note_html(text: str) -> str:
+    """Show plain text as it is."""
+    return str(render("note.html.j2", text=text))

@@ -1,0 +1,129 @@
+"""Job progress as text and HTML: pure functions of a snapshot, so that drawing never waits for a database."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from superduper_nb.widgets import html
+from superduper_nb.widgets.clean import shorten, visible
+
+__all__ = ["FINISHED", "JobState", "finished", "job_row", "jobs_html", "jobs_text", "snapshot"]
+
+FINISHED: Final = frozenset({"succeeded", "failed", "cancelled", "blocked"})
+MOST_JOBS: Final = 50
+
+Mood = Literal["good", "busy", "warn", "bad", ""]
+_MOODS: Final[Mapping[str, tuple[Mood, str]]] = {
+    "pending": ("", "○"),
+    "running": ("busy", "◐"),
+    "succeeded": ("good", "✓"),
+    "failed": ("bad", "✕"),
+    "cancelled": ("warn", "⊘"),
+    "blocked": ("warn", "‖"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class JobState:
+    """One job at one moment.
+
+    Attributes
+    ----------
+    id, name, state : str
+        As in its record.
+    done, total, failed : int
+        Documents: worked through, to work through (0: unknown), failed one by one.
+    error : str
+        Why it failed; empty where it did not.
+    """
+
+    id: str
+    name: str
+    state: str
+    done: int = 0
+    total: int = 0
+    failed: int = 0
+    error: str = ""
+
+    @property
+    def mood(self) -> Mood:
+        """Which colour goes with its state."""
+        return _MOODS.get(self.state, ("", "○"))[0]
+
+    @property
+    def mark(self) -> str:
+        """The sign that stands before its state: colour alone tells nothing to many readers."""
+        return _MOODS.get(self.state, ("", "○"))[1]
+
+    @property
+    def count(self) -> str:
+        """Its progress in words."""
+        told = f"{self.done:,}/{self.total:,}" if self.total else (f"{self.done:,}" if self.done else "")
+        return f"{told}, {self.failed:,} failed".lstrip(", ") if self.failed else told
+
+
+def snapshot(records: Iterable[Mapping[str, Any]]) -> list[JobState]:
+    """Read job records."""
+    return [_state(record) for record in records]
+
+
+def _state(record: Mapping[str, Any]) -> JobState:
+    progress = {name: int(record.get("progress", {}).get(name) or 0) for name in ("done", "total", "failed")}
+    name, id = visible(shorten(str(record["name"]), 80)), visible(str(record["_id"]))
+    return JobState(id, name, str(record["state"]), **progress, error=_reason(record.get("error")))
+
+
+def _reason(error: Mapping[str, Any] | None) -> str:
+    return visible(shorten(f"{error.get('type')}: {error.get('message')}", 300)) if error else ""
+
+
+def job_row(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a job record as a row of a table."""
+    progress = record.get("progress", {})
+    return {
+        "job": record["name"],
+        "state": record["state"],
+        "done": progress.get("done"),
+        "of": progress.get("total"),
+        "failed": progress.get("failed"),
+        "created": record.get("created"),
+        "error": _reason(record.get("error")),
+        "id": record["_id"],
+    }
+
+
+def finished(states: Sequence[JobState]) -> bool:
+    """Tell whether nothing will change any more."""
+    return all(state.state in FINISHED for state in states)
+
+
+def jobs_text(states: Sequence[JobState], *, seconds: float = 0.0) -> str:
+    """Draw jobs as lines: ``◐ running  minilm/text  42/100  00:13``."""
+    if not states:
+        return "no jobs"
+    clock = _clock(seconds)
+    lines = [
+        "  ".join(
+            part for part in (f"{job.mark} {job.state:<9}", job.name, job.count, clock, job.error, job.id) if part
+        )
+        for job in states[:MOST_JOBS]
+    ]
+    return "\n".join([*lines, *_left_out(states)])
+
+
+def jobs_html(states: Sequence[JobState], *, seconds: float = 0.0, problem: str = "") -> str:
+    """Draw jobs as a table with bars; `problem` tells why the picture may be old."""
+    notes = [_clock(seconds), *_left_out(states), visible(problem)]
+    footer = " · ".join(note for note in notes if note)
+    return str(html.render("jobs.html.j2", jobs=states[:MOST_JOBS], footer=footer))
+
+
+def _left_out(states: Sequence[JobState]) -> list[str]:
+    return [f"{len(states) - MOST_JOBS:,} more jobs"] if len(states) > MOST_JOBS else []
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes:02d}:{rest:02d}" if seconds >= 1 else ""

@@ -1,0 +1,53 @@
+"""Fixtures of the whole suite: a real MongoDB, and a home of the test's own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from pymongo import MongoClient
+from pymongo.database import Database
+
+from superduper_nb.cluster.mongod import Mongod, connect_options
+
+
+@pytest.fixture(autouse=True)
+def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the settings of whoever runs the tests out of them."""
+    for name in [name for name in os.environ if name.startswith("SUPERDUPER_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def mongo_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URI, with credentials, of an embedded MongoDB that lives as long as the session."""
+    with Mongod.attach(tmp_path_factory.mktemp("mongodb"), cache_gb=0.25) as mongod:
+        yield mongod.uri
+
+
+@pytest.fixture(scope="session")
+def _mongo_client(mongo_uri: str) -> Iterator[MongoClient[dict[str, Any]]]:
+    with MongoClient[dict[str, Any]](mongo_uri, **connect_options()) as client:
+        yield client
+
+
+@pytest.fixture
+def database(_mongo_client: MongoClient[dict[str, Any]]) -> Iterator[Database[dict[str, Any]]]:
+    """Return a fresh database, dropped after the test."""
+    name = f"test_{uuid4().hex[:12]}"
+    yield _mongo_client[name]
+    _mongo_client.drop_database(name)
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a folder that holds Jupyter's data, runtime files and config for this test."""
+    folder = tmp_path / "home"
+    for kind in ("data", "runtime", "config"):
+        (folder / kind).mkdir(mode=0o700, parents=True)
+        monkeypatch.setenv(f"JUPYTER_{kind.upper()}_DIR", str(folder / kind))
+    return folder

@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from superduper_nb.errors import InvalidInputError
+from superduper_nb.magics.querying import fields_argument, sort_argument
+from superduper_nb.widgets.results import Document, Result
+
+
+def test_find_by_meaning_gives_the_documents_that_the_python_call_gives(docs: Any, sddb: Any) -> None:
+    result = sddb(
+        "find -n 3", '{"price": {"$lt": limit}, "$like": {"text": wanted}}', limit=100, wanted="wool hat"
+    ).value
+    twin = list(docs.find({"price": {"$lt": 100}}, like={"text": "wool hat"}, n=3))
+    assert [(d["_id"], d["_score"]) for d in result] == [(d["_id"], d["_score"]) for d in twin]
+    assert result[0]["text"] == "wool hat with ear flaps"
+    assert result.facts.index == "meaning"
+    assert "of" in repr(result).splitlines()[-1]
+    assert "index meaning (" in repr(result)
+
+
+def test_the_query_of_a_result_reproduces_it(docs: Any, sddb: Any) -> None:
+    cell = '{price: {$lt: 100}, "$like": {"text": "wool hat"}};'
+    result = sddb("find -n 2 --skip 1 --fields text", cell).value
+    assert result.query == (
+        "docs.find({'price': {'$lt': 100}, '$like': {'text': 'wool hat'}}, n=2, skip=1, projection={'text': 1})"
+    )
+    assert list(eval(result.query, {"docs": docs})) == list(result)
+
+
+def test_the_query_imports_the_constructors_it_uses(docs: Any, sddb: Any) -> None:
+    id = docs.find_one({"color": "black"})["_id"]
+    result = sddb("find", f'{{"_id": {{"$oid": "{id}"}}}}').value
+    scope: dict[str, Any] = {"docs": docs}
+    *imports, query = result.query.splitlines()
+    exec("\n".join(imports), scope)
+    assert [document["_id"] for document in eval(query, scope)] == [id] == [document["_id"] for document in result]
+
+
+def test_find_without_a_body_shows_the_first_documents_and_says_how_many_there_are(docs: Any, sddb: Any) -> None:
+    result = sddb("find -n 4").value
+    assert len(result) == 4
+    assert "4 of 6 documents" in repr(result)
+    assert len(sddb("find -n 0").value) == 6
+    everything = sddb("find").value
+    assert "6 documents" in repr(everything)
+    assert " of " not in repr(everything).splitlines()[-1]
+
+
+def test_sort_skip_and_fields(docs: Any, sddb: Any) -> None:
+    result = sddb("find -n 2 --skip 1 --sort -price --fields price,-_id", "{}").value
+    assert result.to_list() == [{"price": 35.0}, {"price": 29.0}]
+
+
+def test_min_score_and_exact(docs: Any, sddb: Any) -> None:
+    result = sddb("find --min-score 0.9 --exact --index meaning", '{"$like": {"text": "thick winter coat"}}').value
+    assert [document["text"] for document in result] == ["thick winter coat"]
+
+
+def test_a_vector_or_document_of_the_user_is_simply_named(docs: Any, sddb: Any) -> None:
+    wanted = docs.find_one({"color": "yellow"})
+    result = sddb("find -n 1", '{"$like": {"_id": wanted["_id"]}}', wanted=wanted).value
+    assert result[0]["_id"] == wanted["_id"]
+
+
+def test_explain_says_how_it_was_searched(docs: Any, sddb: Any) -> None:
+    explained = sddb("find --explain", '{"$like": {"text": "hat"}}').value
+    assert explained["search"]["index"] == "meaning"
+    assert "queryPlanner" in sddb("find --explain", '{"price": 15}').value
+
+
+def test_find_one(docs: Any, sddb: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    document = sddb("find_one --sort price", "{}").value
+    assert isinstance(document, Document)
+    assert document["price"] == 15.0
+    assert sddb("find_one", '{"$like": {"text": "swimming trunks"}}').value["color"] == "blue"
+    assert sddb("find_one", '{"price": -1}').value is None
+    assert capsys.readouterr().out == "no document matches\n"
+
+
+def test_count_and_distinct(docs: Any, sddb: Any) -> None:
+    assert sddb("count").value == 6
+    assert sddb("count", "{price: {$lt: 20}}").value == 2
+    assert sorted(sddb("distinct color").value) == ["black", "blue", "red", "yellow"]
+    assert sddb("distinct color -n 1", '{"$like": {"text": "straw hat"}}').value == ["yellow"]
+
+
+def test_aggregate(docs: Any, sddb: Any) -> None:
+    result = sddb("aggregate", '[{"$group": {"_id": "$color", "n": {"$sum": 1}}}, {"$sort": {"_id": 1}}]').value
+    assert {row["_id"]: row["n"] for row in result} == {"black": 1, "blue": 2, "red": 2, "yellow": 1}
+    assert "2 documents, more match" in repr(sddb("aggregate -n 2", '[{"$match": {}}]').value)
+    nearest = sddb("aggregate -n 1", '[{"$like": {"text": "insulated gloves"}}, {"$project": {"color": 1}}]').value
+    assert [row["color"] for row in nearest] == ["black"]
+
+
+@pytest.mark.parametrize(
+    ("form", "kind"), [("table", "Result"), ("gallery", "Result"), ("json", "Note"), ("pandas", "DataFrame")]
+)
+def test_forms(docs: Any, sddb: Any, form: str, kind: str) -> None:
+    assert type(sddb(f"find -n 2 --as {form}").value).__name__ == kind
+
+
+@pytest.mark.parametrize("option", ["--index meaning", "--exact", "--min-score 0.5"])
+def test_options_of_a_search_need_like(docs: Any, sddb: Any, option: str) -> None:
+    with pytest.raises(InvalidInputError, match=r"--[a-z-]+ needs a \$like"):
+        sddb(f"find {option}", '{"price": 15}')
+
+
+@pytest.mark.parametrize(
+    ("line", "cell", "message"),
+    [
+        ("find", "[1, 2]", "a filter, such as"),
+        ("find -n 0", '{"$like": {"text": "x"}}', "-n 0"),
+        ("find", '{"price": {"$ltt": 5}}', r"\$ltt.*Did you mean '\$lt'"),
+        ("aggregate", '[{"$mach": {}}]', r"Did you mean '\$match'"),
+        ("aggregate", "{}", "a list of stages"),
+        ("count", '{"$like": {"text": "x"}}', r"count takes no \$like"),
+        ("find", '{"x": np.zeros(3) @ np.zeros(4)}', "in the body, line 1, column 7: ValueError"),
+        ("find", '{"a": 2**70}', "8-byte ints"),
+        ("find", '{"a": object()}', "(?i)object"),
+        ("find --in nowhere", "{}", "only the database nowhere"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(docs: Any, sddb: Any, line: str, cell: str, message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message) as caught:
+        sddb(line, cell, np=np)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        '{"$where": "sleep(1000)"}',
+        '{"$or": [{"a": 1}, {"$where": "1"}]}',
+        '{"$expr": {"$function": {"body": "", "args": [], "lang": "js"}}}',
+        '{"a": code}',
+        '{"\\u0024where": "1"}',
+    ],
+)
+def test_javascript_is_refused_at_any_depth(docs: Any, sddb: Any, cell: str) -> None:
+    from bson import Code
+
+    with pytest.raises(InvalidInputError, match="refused"):
+        sddb("find", cell, code=Code("1"))
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        '[{"$out": "elsewhere"}]',
+        '[{"$merge": {"into": "elsewhere"}}]',
+        '[{"$facet": {"a": [{"$lookup": {"from": "x", "pipeline": [{"$out": "y"}]}}]}}]',
+        '[{"$currentOp": {}}]',
+    ],
+)
+def test_a_pipeline_that_writes_or_looks_into_the_server_is_refused(docs: Any, sddb: Any, cell: str) -> None:
+    before = docs.database.list_collection_names()
+    with pytest.raises(InvalidInputError, match="refused"):
+        sddb("aggregate", cell)
+    assert sorted(docs.database.list_collection_names()) == sorted(before)
+
+
+def test_a_value_that_contains_itself_is_refused(docs: Any, sddb: Any) -> None:
+    loop: dict[str, Any] = {}
+    loop["a"] = loop
+    with pytest.raises(InvalidInputError, match="contains itself"):
+        sddb("find", '{"x": loop}', loop=loop)
+
+
+def test_sort_and_fields_are_read() -> None:
+    assert sort_argument("price,-rating,a.b:desc,c:1") == [("price", 1), ("rating", -1), ("a.b", -1), ("c", 1)]
+    assert fields_argument("text, price,-_id") == {"text": 1, "price": 1, "_id": 0}
+    assert fields_argument("-vector") == {"vector": 0}
+
+
+@pytest.mark.parametrize("text", ["a,-b", "$secret", "", ","])
+def test_wrong_fields(text: str) -> None:
+    import argparse
+
+    with pytest.raises(argparse.ArgumentTypeError):
+        fields_argument(text)
+
+
+def test_results_are_results(docs: Any, sddb: Any) -> None:
+    result = sddb("find").value
+    assert isinstance(result, Result)
+    assert isinstance(result[:2], Result)
+    assert list(result.to_pandas()["price"]) == [row["price"] for row in result]

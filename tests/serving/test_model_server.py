@@ -1,0 +1,197 @@
+"""What is answered: the same as the model applied locally, or an error that names the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from superduper_nb.errors import InvalidInputError, ModelError, NotFoundError, TrustError
+from superduper_nb.serving import InProcessModels, ModelServer
+from tests.serving import fakes
+
+Models = ModelServer | InProcessModels
+MakeServer = Callable[..., ModelServer]
+
+
+@pytest.fixture(params=["child", "in process"])
+def models(request: pytest.FixtureRequest, make_server: MakeServer) -> Iterator[Models]:
+    if request.param == "child":
+        yield make_server()
+        return
+    here = InProcessModels(fakes.load, fakes.current)
+    yield here
+    here.close()
+
+
+def test_the_answer_is_that_of_the_model_applied_locally(models: Models) -> None:
+    inputs = ["1", 2, 3.5]
+    answer = models.predict("shop", "real", inputs)
+    assert answer.outputs == fakes.MODELS["real"]().predict_many(inputs) == ["2.0", "3.0", "4.5"]
+    assert answer.version == 1
+    assert answer.took_ms > 0
+
+
+def test_a_torch_module_answers_as_locally(models: Models) -> None:
+    inputs = [[1, 2, 3], [4, 5, 6.5]]
+    outputs = models.predict("shop", "linear", inputs).outputs
+    local = fakes.linear().predict_many(inputs)
+    assert [row.tolist() for row in outputs] == [row.tolist() for row in local]
+
+
+def test_submit_gives_the_same_as_predict(models: Models) -> None:
+    assert models.submit("shop", "double", [1, "a"]).result().outputs == [2, "aa"]
+    with pytest.raises(NotFoundError, match="no model 'nope'"):
+        models.submit("shop", "nope", [1]).result()
+
+
+def test_no_inputs_no_outputs(models: Models) -> None:
+    assert models.predict("shop", "double", []).outputs == []
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "error", "message"),
+    [
+        ("nope", [1], NotFoundError, "no model 'nope'"),
+        ("untrusted", [1], TrustError, "not signed"),
+        ("broken", [1], ModelError, "can't be loaded: ValueError: weights missing"),
+        ("inverse", [0], ModelError, "on this input: ZeroDivisionError"),
+        ("inverse", [1, 0, 2, 0], ModelError, "on 2 of 4 inputs, first on number 1: ZeroDivisionError"),
+        ("raises", ["bad"], ModelError, "SystemExit: bad"),
+        ("raises", ["short", "short"], ModelError, "1 outputs to 2 inputs"),
+    ],
+)
+def test_errors_say_why(models: Models, model: str, inputs: list[Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        models.predict("shop", model, inputs)
+    assert models.predict("shop", "double", [1]).outputs == [2]
+
+
+def test_inputs_and_outputs_that_can_not_travel_fail_alone(server: ModelServer) -> None:
+    with pytest.raises(InvalidInputError, match="can't be sent"):
+        server.submit("shop", "double", [lambda: 1])
+    with pytest.raises(InvalidInputError, match="can't be read in the model's process"):
+        server.predict("shop", "double", [fakes.OnlyHere()])
+    with pytest.raises(ModelError, match="output can't be sent"):
+        server.predict("shop", "odd", [1])
+    assert server.predict("shop", "double", [1]).outputs == [2]
+
+
+def test_load_and_current_must_be_known_by_name() -> None:
+    with pytest.raises(InvalidInputError, match=r"functools\.partial"):
+        ModelServer(lambda database, model, version: fakes.load(database, model, version), fakes.current)
+
+
+def test_a_model_computes_in_one_thread_and_may_read_and_print(make_server: MakeServer) -> None:
+    server = make_server(preload=("torch", "no_such_module"))
+    (seen,) = server.predict("shop", "environment", [1]).outputs
+    assert seen == {"pid": server.status()["pid"], "threads": 1, "stdin": ""}
+
+
+def publish(folder: Path, model: str, version: int) -> None:
+    (folder / "next").write_text(str(version))
+    (folder / "next").replace(folder / model)
+
+
+def test_a_new_version_is_served_from_the_next_batch_on(models: Models, tmp_path: Path) -> None:
+    publish(tmp_path, "m", 1)
+    assert models.predict(str(tmp_path), "m", ["x"]).outputs == [(1, "x")]
+    publish(tmp_path, "m", 2)
+    answer = models.predict(str(tmp_path), "m", ["x"])
+    assert (answer.version, answer.outputs) == (2, [(2, "x")])
+    assert [row["version"] for row in models.loaded()] == [2]
+    assert models.predict(str(tmp_path), "m", ["x"], version=1).version == 1
+
+
+def test_a_deleted_model_is_not_found_and_leaves_memory(models: Models, tmp_path: Path) -> None:
+    publish(tmp_path, "m", 1)
+    models.predict(str(tmp_path), "m", ["x"])
+    (tmp_path / "m").unlink()
+    with pytest.raises(NotFoundError):
+        models.predict(str(tmp_path), "m", ["x"])
+    assert [row["state"] for row in models.loaded()] == ["unloaded"]
+
+
+def test_a_loaded_model_is_served_while_the_database_is_away(models: Models, tmp_path: Path) -> None:
+    publish(tmp_path, "m", 1)
+    models.predict(str(tmp_path), "m", ["x"])
+    (tmp_path / "m").write_text("away")
+    assert models.predict(str(tmp_path), "m", ["x"]).version == 1
+    (tmp_path / "other").write_text("away")
+    with pytest.raises((ModelError, ConnectionError), match="no database"):
+        models.predict(str(tmp_path), "other", ["x"])
+
+
+def test_versions_are_swapped_under_load_without_an_error(server: ModelServer, tmp_path: Path) -> None:
+    publish(tmp_path, "m", 1)
+    last = 8
+
+    def ask(_: int) -> list[int]:
+        seen = [0]
+        while seen[-1] < last:
+            answer = server.predict(str(tmp_path), "m", list(range(5)))
+            assert answer.outputs == [(answer.version, i) for i in range(5)]
+            seen.append(answer.version)
+        return seen
+
+    with ThreadPoolExecutor(4) as pool:
+        answers = pool.map(ask, range(4))
+        for version in range(2, last + 1):
+            server.predict(str(tmp_path), "m", [0])
+            publish(tmp_path, "m", version)
+        assert all(seen == sorted(seen) for seen in answers)
+
+
+def test_versions_are_not_mixed_in_a_batch(server: ModelServer, tmp_path: Path) -> None:
+    publish(tmp_path, "m", 3)
+    pins = [None, 1, 2, None, 2, 1, 3]
+    futures = [server.submit(str(tmp_path), "m", ["x"], version=pin) for pin in pins]
+    assert [future.result().outputs for future in futures] == [[(pin or 3, "x")] for pin in pins]
+
+
+def test_the_least_recently_used_model_leaves_when_memory_is_short(make_server: MakeServer) -> None:
+    server = make_server(memory=190 << 20)  # the process itself takes 40 to 60 MB, each model 64
+    for model in ("big1", "big2", "big1", "big3"):
+        server.predict("shop", model, [0])
+    states = {row["model"]: row["state"] for row in server.loaded()}
+    assert states == {"big1": "ready", "big2": "unloaded", "big3": "ready"}
+    assert server.predict("shop", "big2", [0]).outputs == [64 << 20]
+
+
+def test_unload(models: Models) -> None:
+    models.unload("shop", "double")  # nothing there: harmless
+    models.predict("shop", "double", [1])
+    models.unload("shop", "double")
+    assert [(row["state"], row["version"]) for row in models.loaded()] == [("unloaded", None)]
+    assert models.predict("shop", "double", [1]).outputs == [2]
+
+
+def test_figures(models: Models) -> None:
+    for inputs in ([1], [1, 2], [0]):
+        models.submit("shop", "inverse", inputs).exception()
+    (row,) = models.loaded()
+    counted = {
+        name: row[name] for name in ("database", "model", "state", "version", "count", "inputs", "errors", "queue")
+    }
+    assert counted == {
+        "database": "shop",
+        "model": "inverse",
+        "state": "ready",
+        "version": 1,
+        "count": 3,
+        "inputs": 4,
+        "errors": 1,
+        "queue": 0,
+    }
+    assert 0 < row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"]
+    assert row["rate"] > 0
+    assert row["rss"] >= 0
+
+
+def test_names_without_a_model_leave_nothing_behind(server: ModelServer) -> None:
+    for i in range(20):
+        server.submit("shop", f"nope{i}", [1]).exception()
+    assert server.loaded() == []
