@@ -180,7 +180,7 @@ async def run_cells(notebook: Any, kernel: AsyncKernelClient) -> None:
     for index, cell in enumerate(notebook.cells):
         if cell.cell_type == "code":
             number = runner.code_cells_executed + 1
-            with step(f"In [{number}]  {title(cell.source)}"):
+            with step(f"In [{number:>2}]  {title(cell.source)}"):
                 await runner.async_execute_cell(cell, index, execution_count=number)
 
 
@@ -188,7 +188,7 @@ def title(source: str) -> str:
     """Return the line of a cell that tells what it does: its first one that is no import or comment."""
     lines = [line for line in source.splitlines() if line.strip()]
     telling = [line for line in lines if not line.startswith(("import ", "from ", "#"))]
-    return (telling or lines)[0][:76]
+    return (telling or lines)[0][:72]
 
 
 def export(notebook: Any) -> Path:
@@ -238,7 +238,7 @@ def wait_for(condition: Callable[[], T | None], seconds: float, what: str) -> T:
 def step(what: str) -> Iterator[None]:
     """Show what is being done, and then how long it took."""
     began = time.monotonic()
-    print(f"  {what:<84}", end="", flush=True)
+    print(f"  {what:<82}", end="", flush=True)
     try:
         yield
     finally:

@@ -18,13 +18,13 @@ from pymongo import MongoClient
 from superduper_nb._version import __version__
 from superduper_nb.cluster.dask import DaskPool
 from superduper_nb.cluster.mongod import Mongod, connect_options, wrap_uri_errors
-from superduper_nb.components.loading import Loader
 from superduper_nb.config import Config
 from superduper_nb.errors import ModelError, SuperduperError
 from superduper_nb.jobs.dispatcher import Dispatcher
 from superduper_nb.jobs.foreground import run_foreground
 from superduper_nb.jobs.records import JobStore
 from superduper_nb.models.apply import Predictor
+from superduper_nb.models.loading import Loader
 from superduper_nb.search import SearchEngine, SearchReply, SearchRequest
 from superduper_nb.serving import InProcessModels, ModelServer, Prediction
 
@@ -69,7 +69,7 @@ class _Engines:
 
     def __init__(self, client: MongoClient[Any], models: ModelServer | InProcessModels) -> None:
         self.client, self._models = client, models
-        self._search = SearchEngine(client, self._encode)
+        self._search = SearchEngine(client, self._encode, self._pending)
 
     def status(self) -> dict[str, Any]:
         """Say where each component runs, in which version and state."""
@@ -132,6 +132,9 @@ class _Engines:
         """Stop the engines; harmless when done twice."""
         self._search.close()
         self._models.close()
+
+    def _pending(self, database: str, collection: str, watcher: str) -> int:
+        return self.jobs(database).pending(collection, watcher)
 
     def _encode(self, database: str, model: str, inputs: list[Any], version: int | None) -> list[Any]:
         return self.predict(database, model, inputs, version).outputs

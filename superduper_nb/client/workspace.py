@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from bson import Timestamp, json_util
 
-from superduper_nb.components import Component, Loader
+from superduper_nb.components import Component
 from superduper_nb.documents.codec import Codec
 from superduper_nb.jobs import JobStore, NewJob
 from superduper_nb.jobs.watchers import Watcher, plan
+from superduper_nb.models import Loader
 
 if TYPE_CHECKING:
     from pymongo.client_session import ClientSession

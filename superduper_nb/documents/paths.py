@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from superduper_nb.errors import InvalidInputError
 
-__all__ = ["BASE", "OUTPUTS", "check_path", "get_path", "output_path", "set_path"]
+__all__ = ["BASE", "OUTPUTS", "check_path", "get_path", "output_path", "set_path", "token_path"]
 
 BASE: Final = "_base"
 """The key that stands for the whole document."""
@@ -97,3 +97,11 @@ def _index(place: Any, part: str, path: str) -> int:
 def output_path(key: str, model: str) -> str:
     """Return where the outputs of a model for a key are: ``_outputs.<key>.<model>`` (dots in the key nest)."""
     return f"{OUTPUTS}.{check_path(key)}.{model}"
+
+
+def token_path(model: str, key: str) -> str:
+    """Return where a document notes what its output of `model` on `key` was computed from.
+
+    Dots of the key become slashes: one flat map, in which no key can be the parent of another.
+    """
+    return f"_sddb.outputs.{model}/{key.replace('.', '/')}"

@@ -10,10 +10,10 @@ from typing import Any, Final
 from pymongo.database import Database
 from toolz import partition_all
 
-from superduper_nb.components.loading import Loader
 from superduper_nb.jobs.records import JobStore
 from superduper_nb.jobs.running import RunningJob
 from superduper_nb.jobs.tasks import run_chunk
+from superduper_nb.models.loading import Loader
 
 __all__ = ["owner_name", "run_foreground"]
 

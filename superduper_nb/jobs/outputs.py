@@ -19,13 +19,13 @@ from pymongo.collection import Collection
 from pymongo.database import Database
 from pymongo.errors import BulkWriteError
 
-from superduper_nb.components.loading import Loader
 from superduper_nb.components.store import plain_database
 from superduper_nb.documents.codec import Codec
-from superduper_nb.documents.paths import BASE, get_path
+from superduper_nb.documents.paths import BASE, get_path, token_path
 from superduper_nb.errors import ModelError, SuperduperError
-from superduper_nb.jobs.watchers import Watcher, token_path
+from superduper_nb.jobs.watchers import Watcher
 from superduper_nb.models.apply import ItemError, Predictor
+from superduper_nb.models.loading import Loader
 
 __all__ = ["Outcome", "Refresh", "fields_read", "input_of"]
 

@@ -163,6 +163,12 @@ class JobStore:
             query["collection"] = collection
         return list(self._jobs.find(query).sort("_id", -1).limit(limit))
 
+    def pending(self, collection: str, component: str) -> int:
+        """Return how many documents the queued jobs of a component have still to do."""
+        query = {"state": {"$in": list(ACTIVE_STATES)}, "component": component, "collection": collection}
+        left = [job["progress"] for job in self._jobs.find(query, {"progress": 1})]
+        return sum(max(0, (progress["total"] or 0) - progress["done"]) for progress in left)
+
     def logs(self, id: str, since: int = 0) -> Records:
         """List what a job printed, from line `since` on."""
         self.get(id)

@@ -9,11 +9,11 @@ from typing import Any
 from pymongo import MongoClient
 from pymongo.database import Database
 
-from superduper_nb.components.loading import Loader
 from superduper_nb.errors import InvalidInputError
 from superduper_nb.jobs.outputs import Outcome, Refresh
 from superduper_nb.jobs.records import JobStore
 from superduper_nb.jobs.watchers import Watcher
+from superduper_nb.models.loading import Loader
 
 __all__ = ["execute", "run_chunk"]
 

@@ -8,7 +8,7 @@ from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from superduper_nb.components.store import Component
-from superduper_nb.documents.paths import BASE, output_path
+from superduper_nb.documents.paths import BASE, output_path, token_path
 from superduper_nb.errors import InvalidInputError
 
 __all__ = ["Watcher", "plan"]
@@ -74,14 +74,6 @@ class Watcher:
             return True
         mine = {self.key, *self.features}
         return any(_overlap(path, own) for path in changed for own in mine)
-
-
-def token_path(model: str, key: str) -> str:
-    """Return where a document notes what its output of `model` on `key` was computed from.
-
-    Dots of the key become slashes: one flat map, in which no key can be the parent of another.
-    """
-    return f"_sddb.outputs.{model}/{key.replace('.', '/')}"
 
 
 def _overlap(a: str, b: str) -> bool:

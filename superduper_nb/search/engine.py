@@ -12,12 +12,10 @@ from pymongo import MongoClient
 from pymongo.collection import Collection
 from pymongo.errors import OperationFailure
 
-from superduper_nb.components.loading import Loader
 from superduper_nb.components.store import Component
 from superduper_nb.documents.paths import BASE, get_path
 from superduper_nb.errors import InvalidInputError, NotFoundError
-from superduper_nb.jobs.records import ACTIVE_STATES
-from superduper_nb.jobs.records import COLLECTION as JOBS
+from superduper_nb.models.loading import Loader
 from superduper_nb.search.ids import id_key
 from superduper_nb.search.index import Hits, VectorIndex
 from superduper_nb.search.live import LiveIndex
@@ -34,6 +32,9 @@ _MISSING: Final = object()
 
 Encode = Callable[[str, str, list[Any], int | None], list[Any]]
 """(database, model, inputs, version) -> outputs."""
+
+Pending = Callable[[str, str, str], int]
+"""(database, collection, watcher) -> documents."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +53,12 @@ class SearchEngine:
         Where documents and components are.
     encode : callable
         ``(database, model, inputs, version) -> outputs``: applies a registered model to the query.
+    pending : callable
+        ``(database, collection, watcher) -> int``: documents whose outputs have still to be computed.
     """
 
-    def __init__(self, client: MongoClient[dict[str, Any]], encode: Encode) -> None:
-        self._client, self._encode = client, encode
+    def __init__(self, client: MongoClient[dict[str, Any]], encode: Encode, pending: Pending) -> None:
+        self._client, self._encode, self._pending = client, encode, pending
         self._lock = threading.Lock()
         self._loaders: dict[str, Loader] = {}
         self._live: dict[tuple[str, str, str], tuple[str, LiveIndex]] = {}
@@ -89,7 +92,7 @@ class SearchEngine:
             distances=None if hits.distances is None else hits.distances.tolist(),
             strategy=plan.strategy,
             candidates=plan.candidates,
-            pending=self._pending(request, component),
+            pending=self._pending(request.database, request.collection, _watcher(component)),
             took_ms=(time.perf_counter() - begin) * 1000,
             index=component.id,
         )
@@ -237,12 +240,6 @@ class SearchEngine:
         among = matching.all()
         return _Plan(index.search(query, request.n, among=among), "filter, then exact", len(among))
 
-    def _pending(self, request: SearchRequest, component: Component) -> int:
-        watcher = f"{component.definition['models'][0]}/{component.definition['keys'][0]}"
-        query = {"state": {"$in": list(ACTIVE_STATES)}, "component": watcher, "collection": request.collection}
-        jobs = self._collection(request.database, JOBS).find(query, {"progress": 1})
-        return sum(max(0, (job["progress"]["total"] or 0) - job["progress"]["done"]) for job in jobs)
-
 
 class _Matching:
     """Which documents match a filter, as MongoDB sees it."""
@@ -285,3 +282,7 @@ def _above(hits: Hits, min_score: float | None) -> Hits:
 
 def _named(key: tuple[str, str, str], live: LiveIndex) -> dict[str, Any]:
     return {"database": key[0], "collection": key[1], "id": key[2], **live.describe()}
+
+
+def _watcher(component: Component) -> str:
+    return f"{component.definition['models'][0]}/{component.definition['keys'][0]}"

@@ -22,9 +22,8 @@ from pymongo.collection import Collection
 from pymongo.errors import PyMongoError
 from toolz import partition_all
 
-from superduper_nb.documents.paths import get_path
+from superduper_nb.documents.paths import get_path, token_path
 from superduper_nb.errors import DeadlineError
-from superduper_nb.jobs.watchers import token_path
 from superduper_nb.search.ids import id_key
 from superduper_nb.search.index import VectorIndex
 from superduper_nb.search.measures import Floats

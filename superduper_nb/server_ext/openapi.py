@@ -10,8 +10,9 @@ from pydantic.json_schema import models_json_schema
 
 from superduper_nb._version import __version__
 from superduper_nb.server_ext.handlers.base import Operation
+from superduper_nb.server_ext.replies import ErrorReply
 from superduper_nb.server_ext.routes import API, ROUTES, Route
-from superduper_nb.server_ext.schemas import PATH_PARAMETERS, ErrorReply, NoBody
+from superduper_nb.server_ext.schemas import PATH_PARAMETERS, NoBody
 from superduper_nb.server_ext.wire import BSON, JSON
 
 __all__ = ["document"]

@@ -1,4 +1,4 @@
-"""What requests and replies look like: checked on the way in, described in the OpenAPI document."""
+"""What requests look like: checked on the way in, described in the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -22,28 +22,15 @@ from superduper_nb.server_ext.wire import refuse_javascript
 
 __all__ = [
     "PATH_PARAMETERS",
-    "ErrorReply",
     "EventsQuery",
-    "EventsReply",
-    "IndexReply",
-    "IndexesReply",
-    "JobReply",
     "JobsNotice",
     "JobsQuery",
-    "JobsReply",
     "LogsQuery",
-    "LogsReply",
-    "ModelsReply",
     "NoBody",
     "NoQuery",
-    "NoticeReply",
     "OneJobQuery",
-    "OpenApiReply",
     "PredictBody",
-    "PredictReply",
     "SearchBody",
-    "SearchReply",
-    "StatusReply",
     "check",
     "check_path",
 ]
@@ -114,10 +101,6 @@ class _Body(BaseModel):
 
 class _Query(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class _Reply(BaseModel):
-    model_config = ConfigDict(extra="allow")
 
 
 # Requests
@@ -192,112 +175,6 @@ class EventsQuery(_Query):
     """Which events."""
 
     since: int = Field(0, ge=0, description="The `next` of the page before; 0 for all that are held.")
-
-
-# Replies
-
-
-class ErrorReply(_Reply):
-    """What went wrong. `code` is stable, `message` is for people."""
-
-    message: str
-    reason: str
-    code: str
-
-
-class StatusReply(_Reply):
-    """The state of this server's engines."""
-
-    state: Literal["starting", "ready", "failed", "stopped"]
-    error: str | None
-    version: str
-    pid: int
-    instance: str
-    components: dict[str, Any] = Field(description="State, version and address of each; never a secret.")
-
-
-class SearchReply(_Reply):
-    """What was found, best first. For a list of vectors, `ids`, `scores` and `distances` hold one list for each."""
-
-    ids: list[Any]
-    scores: list[Any]
-    distances: list[Any] | None
-    strategy: str
-    candidates: int
-    pending: int
-    took_ms: float
-    index: str
-
-
-class IndexReply(_Reply):
-    """One index: size, dimension, state, freshness."""
-
-    database: str
-    collection: str
-    id: str
-
-
-class IndexesReply(_Reply):
-    """The indexes in memory."""
-
-    indexes: list[IndexReply]
-
-
-class ModelsReply(_Reply):
-    """The models of a database, and which of them are loaded."""
-
-    models: list[dict[str, Any]]
-
-
-class PredictReply(_Reply):
-    """One output for each input. An input that failed alone has `{"_error": {"type", "message"}}` in its place."""
-
-    outputs: list[Any]
-    version: int
-    took_ms: float
-
-
-class JobReply(_Reply):
-    """The record of a job."""
-
-    id: str = Field(alias="_id")
-    kind: str
-    name: str
-    state: str
-
-
-class JobsReply(_Reply):
-    """Jobs, newest first."""
-
-    jobs: list[JobReply]
-    next: str | None = Field(description="Give it as `since` for the next page; null on the last.")
-
-
-class LogsReply(_Reply):
-    """What a job printed."""
-
-    lines: list[dict[str, Any]]
-    next: int
-
-
-class NoticeReply(_Reply):
-    """The notice was passed on."""
-
-    database: str
-
-
-class OpenApiReply(_Reply):
-    """An OpenAPI document."""
-
-    openapi: str
-
-
-class EventsReply(_Reply):
-    """Job and index events, oldest first."""
-
-    events: list[dict[str, Any]]
-    next: int
-    missed: bool = Field(description="Some are no longer held: read the records instead.")
 
 
 # Checks

@@ -60,19 +60,22 @@ class Listing(Sequence[dict[str, Any]]):
         return export.to_pandas(self._rows)
 
     def __repr__(self) -> str:
-        if not self._rows:
-            return visible(self.empty)
-        heading = f"{visible(self.heading)}\n" if self.heading else ""
-        footer = self._footer(min(len(self), MOST_ROWS))
-        return heading + grid_text(self._grid()) + (f"\n{footer}" if footer else "")
+        return self._text(self._grid())
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
-        return {"text/plain": repr(self), "text/html": self._html()}
-
-    def _html(self) -> str:
-        if not self._rows:
-            return html.note_html(visible(self.empty))
         table = self._grid()
+        return {"text/plain": self._text(table), "text/html": self._html(table)}
+
+    def _text(self, table: Grid) -> str:
+        if not table.rows:
+            return visible(self.empty)
+        return "\n".join(
+            part for part in (visible(self.heading), grid_text(table), self._footer(len(table.rows))) if part
+        )
+
+    def _html(self, table: Grid) -> str:
+        if not table.rows:
+            return html.note_html(visible(self.empty))
         drawn = html.rows(table, [None] * len(table.rows), ranked=False)
         columns = [(name, table.numeric(column)) for column, name in enumerate(table.columns)]
         return html.table_html(columns, drawn, heading=visible(self.heading), footer=self._footer(len(drawn)))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, overload
 
 from superduper_nb.widgets import export, html
+from superduper_nb.widgets.clean import shorten, visible
 from superduper_nb.widgets.grid import Grid, grid, grid_text
 from superduper_nb.widgets.values import Cell
 
@@ -136,20 +137,25 @@ class Result(Sequence[dict[str, Any]]):
         return export.written(export.to_json(self._documents), path)
 
     def __repr__(self) -> str:
-        shown = self._documents[: self._limit]
-        if not shown:
-            return self._footer(0)
-        table = _with_scores(grid(shown, hidden=_HIDDEN, last=_LAST), shown)
-        return f"{grid_text(table)}\n{self._footer(len(shown))}"
+        return self._text(self._grid())
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
-        return {"text/plain": repr(self), "text/html": self._html()}
+        table = self._grid()
+        return {"text/plain": self._text(table), "text/html": self._html(table)}
 
-    def _html(self) -> str:
-        shown = self._documents[: self._limit]
-        if not shown:
+    def _grid(self) -> Grid:
+        return grid(self._documents[: self._limit], hidden=_HIDDEN, last=_LAST)
+
+    def _text(self, table: Grid) -> str:
+        if not table.rows:
+            return self._footer(0)
+        scored = _with_scores(table, _scores(self._documents[: self._limit]))
+        return f"{grid_text(scored)}\n{self._footer(len(table.rows))}"
+
+    def _html(self, table: Grid) -> str:
+        if not table.rows:
             return html.note_html(self._footer(0))
-        table, scores = grid(shown, hidden=_HIDDEN, last=_LAST), _scores(shown)
+        scores = _scores(self._documents[: self._limit])
         if self.layout == "gallery":
             drawn = html.cards(table, scores)
             return html.gallery_html(drawn, footer=self._footer(len(drawn), table))
@@ -160,7 +166,7 @@ class Result(Sequence[dict[str, Any]]):
         parts = [_counted(shown, len(self), self.facts), *self.facts.lines()]
         if table is not None and table.columns_left_out:
             parts.insert(1, f"{table.columns_left_out} more fields")
-        return " · ".join(parts)
+        return " · ".join(" ".join(visible(shorten(part, 120)).split()) for part in parts)
 
 
 class Document(dict[str, Any]):
@@ -173,7 +179,7 @@ class Document(dict[str, Any]):
         table = self._grid()
         drawn = html.rows(table, [None] * len(table.rows), ranked=False)
         headings = [(name, False) for name in table.columns]
-        return {"text/plain": repr(self), "text/html": html.table_html(headings, drawn)}
+        return {"text/plain": grid_text(table), "text/html": html.table_html(headings, drawn)}
 
     def _grid(self) -> Grid:
         fields = [(name, value) for name, value in self.items() if name not in _HIDDEN or name == "_score"]
@@ -209,9 +215,8 @@ def _headings(table: Grid, scores: Sequence[html.Score | None]) -> list[tuple[st
     return [("#", True), *([("score", False)] if any(scores) else []), *own]
 
 
-def _with_scores(table: Grid, documents: Sequence[dict[str, Any]]) -> Grid:
+def _with_scores(table: Grid, scores: Sequence[html.Score | None]) -> Grid:
     """Put rank and score before the other columns, for the plain text."""
-    scores = _scores(documents)
     ranked = [(Cell("number", str(rank)), *row) for rank, row in enumerate(table.rows, 1)]
     if not any(scores):
         return replace(table, columns=("#", *table.columns), rows=tuple(ranked))

@@ -91,7 +91,7 @@ def _part(name: str, facts: Mapping[str, Any]) -> dict[str, str]:
     state = str(facts.get("state", "?"))
     mood = _MOODS.get(state, "")
     more = ", ".join(
-        f"{key.replace('_', ' ')}: {_short(value)}" for key, value in facts.items() if _is_more(key, value)
+        f"{_short(key.replace('_', ' '))}: {_short(value)}" for key, value in facts.items() if _is_more(key, value)
     )
     told = {
         "name": name.replace("_", " "),

@@ -1,7 +1,7 @@
 """Values of documents as cells: small, bounded pieces that the HTML templates and the text tables draw.
 
 A cell never holds more than :data:`LONGEST` characters of one value, a folded document never more than :data:`NODES` of
-its parts, so that one hostile or huge document can't make an output huge.
+its parts, an output never more than :data:`ALL_NODES`: one hostile or huge document makes no output huge, or slow.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ __all__ = ["Cell", "Kind", "Limits", "cell"]
 
 LONGEST: Final = 500
 NODES: Final = 80
+ALL_NODES: Final = 6_000
 DEPTH: Final = 5
 VECTOR: Final = 8
 """A list of this many numbers or more is a vector: its first and last numbers and its length are shown."""
@@ -55,9 +56,10 @@ class Cell:
 
 @dataclass(slots=True)
 class Limits:
-    """What drawing one output may still use: bytes of all its thumbnails, parts of the value at hand."""
+    """What drawing one output may still use: bytes of its thumbnails, parts of all values, parts of the one at hand."""
 
     pictures: Budget = field(default_factory=Budget)
+    all_nodes: int = ALL_NODES
     nodes: int = NODES
 
 
@@ -74,11 +76,13 @@ def cell(value: Any, *, name: str = "", limits: Limits | None = None) -> Cell:
         Shared by the cells of one output.
     """
     limits = limits or Limits()
-    limits.nodes = NODES
+    limits.nodes = given = min(NODES, max(limits.all_nodes, 1))
     try:
         return _cell(value, visible(shorten(name, 60)), limits, DEPTH)
     except Exception:  # an object may lie about what it is, and a view must not fail
         return Cell("other", f"<{visible(type(value).__name__)}>")
+    finally:
+        limits.all_nodes -= given - limits.nodes
 
 
 def _cell(value: Any, name: str, limits: Limits, depth: int) -> Cell:

@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_quickstart_passes_with_no_server(home: Path) -> None:
     command = [sys.executable, "-m", "pytest", "--nbmake", "--nbmake-timeout=170", "-p", "no:cacheprovider"]
     env = {key: value for key, value in os.environ.items() if not key.startswith("JPY_")}
+    env["OMP_NUM_THREADS"] = "1"  # torch gets slow when more threads than free cores wait for each other
     result = subprocess.run(
         [*command, "notebooks/quickstart.ipynb"], cwd=ROOT, env=env, capture_output=True, text=True, check=False
     )

@@ -66,7 +66,7 @@ def assert_refused(answer: SimpleNamespace, status: int = 400, code: str = "inva
     assert "Traceback" not in answer.raw.decode()
 
 
-FIELDS = {
+FIELDS: dict[str, list[Any]] = {
     "database": [None, 1, "", "a/b", "a b", "admin", "local", "a$b", "x" * 64, ["shop"], "a\u0000b"],
     "collection": [None, "", "system.users", "$cmd", "oplog.$main", "a..b", ".a", "x" * 300],
     "semantic_index": [1, "", "a/b", "../x", "x" * 65, "ＡＢ", "-a", "a\n"],

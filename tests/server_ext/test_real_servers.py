@@ -51,7 +51,9 @@ class Running:
 
     def info(self) -> dict[str, Any]:
         path = self.home / "runtime" / f"jpserver-{self.process.pid}.json"
-        return eventually(lambda: path.exists() and json.loads(path.read_text() or "null"), "its runtime file is there")
+        eventually(lambda: path.exists() and path.read_text().endswith("}"), "its runtime file is there")
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found
 
     def ask(self, verb: str, path: str, body: Any = None) -> tuple[int, Any]:
         transport = Transport(self.info()["url"], TOKEN)
@@ -63,7 +65,8 @@ class Running:
         return answer.status, json.loads(answer.body) if answer.body else None
 
     def status(self) -> dict[str, Any]:
-        return self.ask("GET", "superduper/api/v1/status")[1]
+        status: dict[str, Any] = self.ask("GET", "superduper/api/v1/status")[1]
+        return status
 
     def ready(self) -> None:
         assert eventually(lambda: (s := self.status())["state"] != "starting" and s, "it is up")["state"] == "ready"
@@ -162,7 +165,7 @@ def test_a_stopped_server_leaves_nothing_behind(launch: Launch) -> None:
     private = server.home / "runtime" / f"superduper-{server.process.pid}.json"
     assert private.exists()
     server.process.send_signal(signal.SIGTERM)
-    _, left = psutil.wait_procs(family, timeout=10)
+    _, left = psutil.wait_procs(family, timeout=30)
     assert left == []
     assert not private.exists()
     assert not list((server.home / "runtime").glob("jpserver-*.json"))

@@ -8,7 +8,8 @@ from typing import Any, Final
 from tornado import web
 
 from superduper_nb.server_ext.handlers.base import ApiHandler, Work, authorized, operation
-from superduper_nb.server_ext.schemas import IndexesReply, IndexReply, NoBody, NoQuery
+from superduper_nb.server_ext.replies import IndexesReply, IndexReply
+from superduper_nb.server_ext.schemas import NoBody, NoQuery
 
 __all__ = ["IndexHandler", "IndexRefreshHandler", "IndexesHandler"]
 

@@ -8,18 +8,8 @@ from typing import Any, Final
 from tornado import web
 
 from superduper_nb.server_ext.handlers.base import ApiHandler, Work, authorized, operation
-from superduper_nb.server_ext.schemas import (
-    JobReply,
-    JobsNotice,
-    JobsQuery,
-    JobsReply,
-    LogsQuery,
-    LogsReply,
-    NoBody,
-    NoQuery,
-    NoticeReply,
-    OneJobQuery,
-)
+from superduper_nb.server_ext.replies import JobReply, JobsReply, LogsReply, NoticeReply
+from superduper_nb.server_ext.schemas import JobsNotice, JobsQuery, LogsQuery, NoBody, NoQuery, OneJobQuery
 
 __all__ = ["JobCancelHandler", "JobHandler", "JobLogsHandler", "JobRetryHandler", "JobsHandler"]
 

@@ -8,7 +8,8 @@ from tornado import web
 
 from superduper_nb.server_ext.handlers.base import ApiHandler, authorized, operation
 from superduper_nb.server_ext.metrics import CONTENT_TYPE_LATEST, exposition
-from superduper_nb.server_ext.schemas import NoQuery, OpenApiReply
+from superduper_nb.server_ext.replies import OpenApiReply
+from superduper_nb.server_ext.schemas import NoQuery
 
 __all__ = ["MetricsHandler", "OpenApiHandler"]
 

@@ -8,7 +8,8 @@ from typing import Any, Final
 from tornado import web
 
 from superduper_nb.server_ext.handlers.base import ApiHandler, Work, authorized, operation
-from superduper_nb.server_ext.schemas import ModelsReply, NoBody, NoQuery, PredictBody, PredictReply
+from superduper_nb.server_ext.replies import ModelsReply, PredictReply
+from superduper_nb.server_ext.schemas import NoBody, NoQuery, PredictBody
 from superduper_nb.server_ext.wire import decode_objects, encode_outputs
 
 __all__ = ["ModelsHandler", "PredictHandler"]

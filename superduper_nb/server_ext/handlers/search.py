@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 from tornado import web
 
 from superduper_nb.server_ext.handlers.base import ApiHandler, Work, authorized, operation
-from superduper_nb.server_ext.schemas import NoQuery, SearchBody, SearchReply
+from superduper_nb.server_ext.replies import SearchReply
+from superduper_nb.server_ext.schemas import NoQuery, SearchBody
 from superduper_nb.server_ext.wire import decode_objects, vectors
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from tornado import web
 from superduper_nb._version import __version__
 from superduper_nb.errors import ServiceError
 from superduper_nb.server_ext.handlers.base import ApiHandler, authorized, operation
-from superduper_nb.server_ext.schemas import NoQuery, StatusReply
+from superduper_nb.server_ext.replies import StatusReply
+from superduper_nb.server_ext.schemas import NoQuery
 
 __all__ = ["PageHandler", "StatusHandler"]
 
