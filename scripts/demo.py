@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import nbformat
 import psutil
@@ -43,21 +43,21 @@ def main() -> int:
         case []:
             return demo()
         case ["lab", *more]:
-            return lab(more)
+            lab(more)
         case _:
             print("usage: demo.py [lab [JupyterLab's own options]]", file=sys.stderr)
             return 2
 
 
-def lab(options: list[str]) -> int:
-    """Open a copy of the quickstart in JupyterLab; documents and notebook stay in ``build/lab`` for the next time."""
+def lab(options: list[str]) -> NoReturn:
+    """Become a JupyterLab, open on a copy of the quickstart; ``build/lab`` keeps it and its documents."""
     home = BUILD / "lab"
     copy = home / "work" / NOTEBOOK.name
     copy.parent.mkdir(parents=True, exist_ok=True)
     if not copy.exists():
         shutil.copy(NOTEBOOK, copy)
     command = server_command("lab", [str(copy), f"--ServerApp.root_dir={copy.parent}", *options])
-    return subprocess.call(command, env=environment(home))
+    os.execve(sys.executable, command, environment(home))
 
 
 def demo() -> int:
@@ -75,7 +75,8 @@ def demo() -> int:
     left = processes_left(mark)
     if notebook is not None:
         page = export(notebook)
-        show_results(notebook)
+        if not error:
+            show_results(notebook)
         print(f"\nRan at    {url}lab/tree/{NOTEBOOK.name}   (stopped again; `make lab` opens it)")
         print(f"Saved as  {page.as_uri()}")
     if error:
@@ -160,6 +161,7 @@ async def run_notebook(url: str, token: str, home: Path) -> tuple[Any, str | Non
         return notebook, f"the server started no kernel: {reply.status} {reply.data.decode()[:300]}"
     kernel = AsyncKernelClient()
     kernel.load_connection_file(str(home / "runtime" / f"kernel-{reply.json()['kernel']['id']}.json"))
+    kernel.hb_channel.time_to_dead = 60.0  # one second, the default, is lost to any import of torch
     kernel.start_channels()
     try:
         await kernel.wait_for_ready(timeout=60)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import pymongo
 from pymongo.typings import _DocumentType
@@ -17,12 +18,17 @@ if TYPE_CHECKING:
 
 __all__ = ["Client"]
 
+_USERS_ONLY: Final = {"connect", "documentclass", "eventlisteners", "fsync", "j", "journal", "readconcernlevel"} | {
+    "readpreference", "readpreferencetags", "typeregistry", "tzaware", "w", "wtimeoutms", "autoencryptionopts"
+}  # fmt: skip
+"""Options that say how the user reads and writes, which is not how the package keeps its records."""
+
 
 class Client(pymongo.MongoClient[_DocumentType]):
     """A `pymongo.MongoClient` whose databases and collections also register models and find by meaning.
 
-    Takes `MongoClient`'s arguments. A client made directly does everything in this process; `superduper_nb.connect` makes
-    one that uses the notebook server.
+    Takes `MongoClient`'s arguments. A client made directly does everything in this process; `superduper_nb.connect`
+    makes one that uses the notebook server.
 
     Examples
     --------
@@ -33,6 +39,8 @@ class Client(pymongo.MongoClient[_DocumentType]):
     _services: Services | None = None
     _on_close: Callable[[], None] | None = None
     _workspaces: dict[str, Workspace] | None = None
+    _records_client: pymongo.MongoClient[dict[str, Any]] | None = None
+    _records_lock = threading.Lock()
     _valid_fraction: float = 0.05
     how: str = "this client was made directly: everything runs in this process"
     """How the cluster was found."""
@@ -42,12 +50,23 @@ class Client(pymongo.MongoClient[_DocumentType]):
         self._valid_fraction = config.valid_fraction
 
     @property
+    def _records(self) -> pymongo.MongoClient[dict[str, Any]]:
+        """The package's own connections to the same MongoDB: its look-ups are not among the user's commands and events."""
+        with self._records_lock:
+            if self._records_client is None:
+                given = self._init_kwargs.items()
+                options = {name: value for name, value in given if name.lower().replace("_", "") not in _USERS_ONLY}
+                options |= {"w": "majority", "journal": True, "readPreference": "primary", "connect": False}
+                self._records_client = pymongo.MongoClient(**options)
+            return self._records_client
+
+    @property
     def services(self) -> Services:
         """Search, model server and jobs, wherever they run."""
         if self._services is None:
             from superduper_nb.services import InProcessServices
 
-            self._services = InProcessServices(self)
+            self._services = InProcessServices(self._records)
         return self._services
 
     def status(self) -> dict[str, Any]:
@@ -63,11 +82,13 @@ class Client(pymongo.MongoClient[_DocumentType]):
 
     def close(self) -> None:
         """Close the connections, and what runs in this process for this client."""
-        services, on_close = self._services, self._on_close
-        self._services = self._on_close = None
+        services, on_close, records = self._services, self._on_close, self._records_client
+        self._services = self._on_close = self._records_client = self._workspaces = None
         if services is not None:
             services.close()
         super().close()
+        if records is not None:
+            records.close()
         if on_close is not None:
             on_close()
 

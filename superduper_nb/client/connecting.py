@@ -111,7 +111,7 @@ def _in_process(settings: Config) -> Client[dict[str, Any]]:
             client: Client[dict[str, Any]] = Client(uri, **connect_options())
             client.admin.command("ping")
         client._use(
-            InProcessServices(client),
+            InProcessServices(client._records),
             "no notebook server: everything runs in this process",
             settings,
             undo.pop_all().close,

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from pymongo.command_cursor import CommandCursor
 from pymongo.cursor import Cursor as PymongoCursor
 from pymongo.typings import _DocumentType
 
+from superduper_nb.client.features import Features
+from superduper_nb.errors import InvalidInputError
 from superduper_nb.search.ids import id_key
 from superduper_nb.search.values import SearchReply
 
 if TYPE_CHECKING:
-    from superduper_nb.client.collection import Collection
+    from superduper_nb.client.finding import FindingCollection
 
 __all__ = ["Cursor", "DecodingCommandCursor", "split_like"]
 
 Read = Callable[[Any], Any]
+
+_OWN: Final = ("_search", "_read", "_features")
+_PASSED_ON: Final = "ordering hint collation max_time_ms comment let allow_disk_use read_preference".split()
+"""Options of a search's cursor that are those of the query for its documents."""
 
 
 def split_like(filter: Any) -> tuple[Any, Any]:
@@ -32,31 +38,51 @@ def split_like(filter: Any) -> tuple[Any, Any]:
 class Cursor(PymongoCursor[_DocumentType]):
     """A `pymongo.cursor.Cursor`.
 
-    With ``like``, it holds the `n` documents nearest to it, best first, each with ``_score``; a projection, sort, skip or
-    limit applies to that result. The search runs when the first document is asked for, and anew after `rewind` or `clone`.
+    With ``like``, it holds the `n` documents nearest to it, best first, each with ``_score``; a projection, sort, skip
+    or limit applies to that result. The search runs when the first document is asked for, and anew after `rewind` or
+    `clone`.
     """
 
+    # Set on a cursor only where they are needed, so that any other one is pymongo's to the last attribute.
     _search: Callable[[Mapping[str, Any]], SearchReply] | None = None
     _read: Read | None = None
+    _features: Features | None = None
     reply: SearchReply | None = None
     """What the search answered: scores, strategy, candidates. None before it ran, and where there was none."""
 
     def _clone(self, deepcopy: bool = True, base: Any = None) -> Cursor[_DocumentType]:
         clone: Cursor[_DocumentType] = super()._clone(deepcopy, base)
-        clone._search, clone._read = self._search, self._read
+        for name in _OWN:
+            if name in self.__dict__:
+                setattr(clone, name, getattr(self, name))
         return clone
 
     def _refresh(self) -> int:
         if self._data or self._killed:
             return len(self._data)
-        if self._search is None or self._explain:
-            super()._refresh()
-        elif self._id is None:
+        if self._search is not None and not self._explain:
             self._data, self._id = deque(self._found()), 0
             self.close()
+        elif self._features is not None:
+            self._refresh_widened(self._features)
+        else:
+            super()._refresh()
         if self._read is not None and not self._explain:
             self._data = deque(map(self._read, self._data))
         return len(self._data)
+
+    def _refresh_widened(self, features: Features) -> None:
+        """Read a batch with what the features need, and put them in."""
+        asked = self._projection
+        self._projection = features.projection(asked)
+        try:
+            super()._refresh()
+        finally:
+            self._projection = asked
+        for document in self._data if not self._explain else ():
+            features.put(document, asked)
+
+    # --- searching -------------------------------------------------------------------------------------------------
 
     def _found(self) -> list[Any]:
         assert self._search is not None
@@ -67,6 +93,8 @@ class Cursor(PymongoCursor[_DocumentType]):
             _score(document, reply, rank[id_key(document["_id"])])
         if not self._ordering:
             documents.sort(key=lambda document: rank[id_key(document["_id"])])
+        elif "_score" in self._ordering:
+            documents.sort(key=lambda document: document["_score"], reverse=self._ordering["_score"] == -1)
         end = self._skip + abs(self._limit) if self._limit else None
         documents = documents[self._skip : end]
         if self._without_id:
@@ -76,23 +104,21 @@ class Cursor(PymongoCursor[_DocumentType]):
         return documents
 
     def _of(self, ids: list[Any]) -> PymongoCursor[Any]:
-        """Return an ordinary cursor over these documents, with this one's options; the filter once more, as it is now."""
-        inner: PymongoCursor[Any] = PymongoCursor(self._collection, {"$and": [{"_id": {"$in": ids}}, self._spec]})
-        for name in (
-            "ordering",
-            "hint",
-            "collation",
-            "max_time_ms",
-            "comment",
-            "let",
-            "allow_disk_use",
-            "read_preference",
-        ):
+        """Return a cursor over these documents, with this one's options; the filter once more, as it is now."""
+        query = {"$and": [{"_id": {"$in": ids}}, self._spec]} if self._spec else {"_id": {"$in": ids}}
+        inner: Cursor[Any] = Cursor(self._collection, query, session=self._session)
+        for name in _PASSED_ON:
             setattr(inner, f"_{name}", getattr(self, f"_{name}"))
+        if self._ordering and "_score" in self._ordering:
+            if len(self._ordering) > 1:
+                raise InvalidInputError("A sort by _score is by nothing else: most scores are different.")
+            inner._ordering = None
         projection = dict(self._projection) if self._projection else None
         if self._without_id and projection is not None:
             del projection["_id"]
         inner._projection = projection or None
+        if self._features is not None:
+            inner._features = self._features
         return inner
 
     @property
@@ -104,7 +130,7 @@ class Cursor(PymongoCursor[_DocumentType]):
         if self._search is None:
             return list(super().distinct(key))
         reply = self._search(self._spec)
-        return list(self._collection.distinct(key, {"_id": {"$in": reply.ids}}))
+        return list(self._collection.distinct(key, {"_id": {"$in": reply.ids}}, session=self._session))
 
     def explain(self) -> Any:
         """Say how MongoDB runs the query; for a search, how that ran: strategy, candidates, time."""
@@ -126,9 +152,9 @@ class DecodingCommandCursor(CommandCursor[_DocumentType]):
 
     _read: Read | None = None
 
-    def __init__(self, collection: Collection[Any], *args: Any, **kwargs: Any) -> None:
+    def __init__(self, collection: FindingCollection[Any], *args: Any, **kwargs: Any) -> None:
         super().__init__(collection, *args, **kwargs)
-        self._read = collection._workspace.reader(collection.codec_options.document_class)
+        self._read = collection._workspace.reader(collection.codec_options)
         self._decode()
 
     def _refresh(self) -> int:

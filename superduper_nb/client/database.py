@@ -9,7 +9,7 @@ import pymongo.database
 from pymongo.typings import _DocumentType
 
 from superduper_nb.client.jobs import JobList, Jobs
-from superduper_nb.client.registry import Registry
+from superduper_nb.client.registered import Registered
 from superduper_nb.components.store import Kind, check_identifier
 from superduper_nb.errors import InvalidInputError, did_you_mean
 from superduper_nb.models.apply import check_model
@@ -27,7 +27,7 @@ class Database(pymongo.database.Database[_DocumentType]):
 
     Attributes
     ----------
-    models, types, measures : Registry
+    models, types, measures, losses, metrics, splitters, functions, trainers : Registry
         What is registered: mappings by name.
     jobs : JobList
         The recorded jobs.
@@ -50,20 +50,14 @@ class Database(pymongo.database.Database[_DocumentType]):
 
     # --- what is registered ----------------------------------------------------------------------------------------
 
-    @property
-    def models(self) -> Registry:
-        """The models."""
-        return Registry(self._workspace, "model")
-
-    @property
-    def types(self) -> Registry:
-        """The types registered here (the built-in ones are not listed)."""
-        return Registry(self._workspace, "type")
-
-    @property
-    def measures(self) -> Registry:
-        """The measures registered here (``cosine``, ``dot`` and ``l2`` are built in)."""
-        return Registry(self._workspace, "measure")
+    models = Registered("model", "The models.")
+    types = Registered("type", "The types registered here (the built-in ones are not listed).")
+    measures = Registered("measure", "The measures registered here (``cosine``, ``dot`` and ``l2`` are built in).")
+    losses = Registered("loss", "The losses.")
+    metrics = Registered("metric", "The metrics.")
+    splitters = Registered("splitter", "The splitters.")
+    functions = Registered("function", "The functions.")
+    trainers = Registered("trainer", "The trainers.")
 
     @property
     def jobs(self) -> JobList:
@@ -122,7 +116,7 @@ class Database(pymongo.database.Database[_DocumentType]):
         definition = {"type": type, "batch_size": batch_size, "device": device}
         model, new = workspace.store.put("model", id, definition, obj=bundle)
         workspace.changed()
-        return self._started(workspace.backfill(workspace.dependents(model)) if new and model.version > 1 else {})
+        return workspace.started(workspace.backfill(workspace.dependents(model)) if new and model.version > 1 else {})
 
     def create_type(self, id: str, obj: Any) -> Jobs:
         """Register a type: an object with ``encode(x) -> bytes``, ``decode(bytes) -> x`` and, optionally, ``types``."""
@@ -132,9 +126,32 @@ class Database(pymongo.database.Database[_DocumentType]):
 
     def create_measure(self, id: str, obj: Callable[[Any, Any], Any]) -> Jobs:
         """Register a measure: ``(queries (m, d), vectors (n, d)) -> scores (m, n)``, higher is nearer."""
+        return self._put_callable("measure", id, obj, "(queries, vectors)")
+
+    def create_loss(self, id: str, obj: Callable[..., Any]) -> Jobs:
+        """Register a loss: ``(outputs, targets) -> tensor``, lower is better."""
+        return self._put_callable("loss", id, obj, "(outputs, targets)")
+
+    def create_metric(self, id: str, obj: Callable[..., Any]) -> Jobs:
+        """Register a metric: ``(outputs, targets) -> float``."""
+        return self._put_callable("metric", id, obj, "(outputs, targets)")
+
+    def create_splitter(self, id: str, obj: Callable[[Any], Any]) -> Jobs:
+        """Register a splitter: ``document -> (query part, document part)``."""
+        return self._put_callable("splitter", id, obj, "a document")
+
+    def create_function(self, id: str, obj: Callable[..., Any]) -> Jobs:
+        """Register a function of any kind, to be loaded elsewhere: ``db.functions[id]``."""
+        return self._put_callable("function", id, obj, "anything")
+
+    def create_trainer(self, id: str, obj: Callable[..., Any]) -> Jobs:
+        """Register a trainer, or a class of them."""
+        return self._put_callable("trainer", id, obj, "a learning task")
+
+    def _put_callable(self, kind: Kind, id: str, obj: Any, of: str) -> Jobs:
         if not callable(obj):
-            raise InvalidInputError(f"A measure is a function of (queries, vectors); {obj!r:.80} can't be called.")
-        return self._put("measure", id, obj)
+            raise InvalidInputError(f"A {kind} is a function of {of}; {obj!r:.80} can't be called.")
+        return self._put(kind, id, obj)
 
     def _put(self, kind: Kind, id: str, obj: Any) -> Jobs:
         check_identifier(f"A {kind}", id)
@@ -142,11 +159,7 @@ class Database(pymongo.database.Database[_DocumentType]):
         self._workspace.changed()
         return Jobs(self._workspace, {})
 
-    def _started(self, jobs: dict[str, str]) -> Jobs:
-        self._workspace.services.notify(self.name, list(jobs.values()))
-        return Jobs(self._workspace, jobs)
-
-    # --- using ---------------------------------------------------------------------------------------------------------
+    # --- using --------------------------------------------------------------------------------------------------------
 
     def predict(self, model: str, x: Any, *, version: int | None = None) -> Any:
         """Apply a registered model to one input, in the model server.
@@ -170,7 +183,7 @@ class Database(pymongo.database.Database[_DocumentType]):
 
         watch(self.jobs[id])
 
-    # --- the same as pymongo's, but of our classes ---------------------------------------------------------------------
+    # --- the same as pymongo's, but of our classes ------------------------------------------------------------
 
     def __getitem__(self, name: str) -> Collection[_DocumentType]:
         from superduper_nb.client.collection import Collection

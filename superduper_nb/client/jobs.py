@@ -104,7 +104,7 @@ class Job:
             if deadline is not None and time.monotonic() > deadline:
                 done, total, _ = self.progress
                 raise DeadlineError(
-                    f"Job {self.id} ({record['name']}) is not done after {timeout:g} s ({done}/{total or '?'}); it goes on."
+                    f"Job {self.id} ({record['name']}) is not done after {timeout:g} s ({done}/{total or '?'}): it goes on."
                 )
             time.sleep(pause)
             pause = min(_POLL_LAST_S, pause * 1.5)

@@ -123,7 +123,8 @@ class Registry(Mapping[str, Any]):
     def _repr_html_(self) -> str:
         rows = "".join(f"<tr><th scope=row>{escape(id)}</th><td>{self._get(id).version}</td></tr>" for id in self)
         title = self._kind.replace("_", " ").capitalize()
-        return f"<table><thead><tr><th scope=col>{title}</th><th scope=col>Version</th></tr></thead><tbody>{rows}</tbody></table>"
+        head = f"<tr><th scope=col>{title}</th><th scope=col>Version</th></tr>"
+        return f"<table><thead>{head}</thead><tbody>{rows}</tbody></table>"
 
 
 def _watcher_models(component: Component) -> set[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final, TypeVar
 
 from pymongo import results
 
@@ -46,17 +46,20 @@ class DeleteResult(results.DeleteResult):
     jobs: Jobs
 
 
-def with_jobs(result: Any, jobs: Jobs) -> Any:
+R = TypeVar("R", InsertOneResult, InsertManyResult, UpdateResult, BulkWriteResult, DeleteResult)
+
+_CONTENT: Final[dict[type, str]] = {
+    InsertOneResult: "inserted_id",
+    InsertManyResult: "inserted_ids",
+    UpdateResult: "raw_result",
+    BulkWriteResult: "bulk_api_result",
+    DeleteResult: "raw_result",
+}
+"""What each is made of, beside whether it is acknowledged."""
+
+
+def with_jobs(result: Any, jobs: Jobs, cls: type[R]) -> R:
     """Return the same result as our class, with the jobs."""
-    if isinstance(result, results.InsertManyResult):
-        ours: Any = InsertManyResult(result.inserted_ids, result.acknowledged)
-    elif isinstance(result, results.InsertOneResult):
-        ours = InsertOneResult(result.inserted_id, result.acknowledged)
-    elif isinstance(result, results.BulkWriteResult):
-        ours = BulkWriteResult(result.bulk_api_result, result.acknowledged)
-    elif isinstance(result, results.DeleteResult):
-        ours = DeleteResult(result.raw_result, result.acknowledged)
-    else:
-        ours = UpdateResult(result.raw_result, result.acknowledged)
+    ours = cls(getattr(result, _CONTENT[cls]), result.acknowledged)
     ours.jobs = jobs
     return ours

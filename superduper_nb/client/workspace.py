@@ -7,7 +7,9 @@ from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from bson import Timestamp, json_util
+from bson.codec_options import DEFAULT_CODEC_OPTIONS, CodecOptions, TypeRegistry
 
+from superduper_nb.client.jobs import Jobs
 from superduper_nb.components import Component
 from superduper_nb.documents.codec import Codec
 from superduper_nb.jobs import JobStore, NewJob
@@ -38,14 +40,14 @@ class Workspace:
 
     def __init__(self, client: Client[Any], name: str) -> None:
         self.client, self.name = client, name
-        self.loader = Loader(client[name])
+        self.loader = Loader(client._records[name])
         self.store = self.loader.store
-        self.jobs = JobStore(client[name])
+        self.jobs = JobStore(client._records[name])
         self.after: Timestamp | None = None
         self._managed = False
         self._looked = float("-inf")
-        self._codec: Codec | None = None
-        self._codec_read = float("-inf")
+        self._codecs: dict[Any, Codec] = {}
+        self._codecs_read = float("-inf")
 
     @property
     def services(self) -> Services:
@@ -55,25 +57,38 @@ class Workspace:
     @property
     def managed(self) -> bool:
         """Something is registered in this database. Where nothing is, everything is pymongo's, to the byte."""
-        if not self._managed and time.monotonic() - self._looked > _LOOK_EVERY_S:
-            self._looked = time.monotonic()
-            self._managed = self.store.exists()
+        if not self._managed and time.monotonic() - self._looked > _LOOK_EVERY_S and not self.client._closed:
+            self._managed, self._looked = self.store.exists(), time.monotonic()
         return self._managed
 
     def changed(self) -> None:
         """Note that this client registered something."""
-        self._managed, self._codec = True, None
+        self._managed = True
+        self._codecs.clear()
 
     @property
     def codec(self) -> Codec:
-        """A codec that knows the types registered here; asked for anew now and then, others register types too."""
-        if self._codec is None or time.monotonic() - self._codec_read > _LOOK_EVERY_S:
-            self._codec, self._codec_read = self.loader.codec(), time.monotonic()
-        return self._codec
+        """A codec that knows the types registered here."""
+        return self.codec_beside(DEFAULT_CODEC_OPTIONS)
 
-    def reader(self, document_class: type) -> Callable[[Any], Any] | None:
+    def codec_beside(self, options: CodecOptions[Any]) -> Codec:
+        """Return a codec that leaves to pymongo the classes that its type registry knows.
+
+        The types are asked for anew now and then: others register some, too.
+        """
+        if time.monotonic() - self._codecs_read > _LOOK_EVERY_S:
+            self._codecs.clear()
+            self._codecs_read = time.monotonic()
+        registry = options.type_registry
+        key = None if registry == DEFAULT_CODEC_OPTIONS.type_registry else id(registry)
+        if key not in self._codecs:
+            loader = self.loader
+            self._codecs[key] = loader.codec() if key is None else Codec(loader.types(), leave=_left(registry))
+        return self._codecs[key]
+
+    def reader(self, options: CodecOptions[Any]) -> Callable[[Any], Any] | None:
         """Return what turns a stored document into the user's; None where nothing has to be done."""
-        if not self.managed or not issubclass(document_class, dict):
+        if not self.managed or not issubclass(options.document_class, dict):
             return None
         decode = self.codec.decode
 
@@ -101,15 +116,30 @@ class Workspace:
         changed: Collection[str] | None = None,
         session: ClientSession | None = None,
     ) -> dict[str, str]:
-        """Record the jobs that follow a write of these documents; return name → job identifier."""
+        """Record the jobs that follow a write of these documents; return name → job identifier.
+
+        Outside a transaction they are held until `release`: the write is still to come.
+        """
         planned = plan(self.watchers(collection), changed) if ids else []
         if not planned:
             return {}
-        return self._record(planned, self.jobs.create_batch(ids, session=session), len(ids), session)
+        work = self._jobs(session).create_batch(ids, session=session)
+        return self._record(planned, work, len(ids), session)
+
+    def release(self, jobs: Collection[str], session: ClientSession | None = None) -> None:
+        """Let jobs begin whose write is done."""
+        if not _in_transaction(session):
+            self.jobs.release(list(jobs))
+            self.services.notify(self.name, list(jobs))
+
+    def started(self, jobs: dict[str, str]) -> Jobs:
+        """Have recorded jobs looked at now, and return them as users hold them."""
+        self.services.notify(self.name, list(jobs.values()))
+        return Jobs(self, jobs)
 
     def backfill(self, watchers: Sequence[Watcher]) -> dict[str, str]:
         """Record the jobs that compute watchers' outputs for all documents there are."""
-        jobs: dict[str, str] = {}
+        jobs: dict[tuple[str, str], NewJob] = {}
         for watcher in watchers:
             work = {"filter": json_util.dumps(dict(watcher.filter), json_options=json_util.CANONICAL_JSON_OPTIONS)}
             documents = self.store.database[watcher.collection]
@@ -117,11 +147,13 @@ class Workspace:
                 documents.count_documents(watcher.filter) if watcher.filter else documents.estimated_document_count()
             )
             if total:
-                parents = tuple(job for name, job in jobs.items() if name in watcher.upstream)
-                new = NewJob("outputs", watcher.id, watcher.collection, watcher.id, work, total, parents)
+                place = watcher.collection
+                parents = tuple(jobs[place, name].id for name in sorted(watcher.upstream) if (place, name) in jobs)
+                new = NewJob("outputs", watcher.id, place, watcher.id, work, total, parents)
                 self.jobs.create([new])
-                jobs[watcher.id] = new.id
-        return jobs
+                jobs[place, watcher.id] = new
+        several = len({place for place, _ in jobs}) > 1
+        return {f"{name} of {place}" if several else name: job.id for (place, name), job in jobs.items()}
 
     def _record(
         self,
@@ -134,8 +166,12 @@ class Workspace:
         for watcher, before in planned:
             parents = tuple(new[name].id for name in before)
             new[watcher.id] = NewJob("outputs", watcher.id, watcher.collection, watcher.id, work, total, parents)
-        self.jobs.create(list(new.values()), session=session)
+        self._jobs(session).create(list(new.values()), session=session, held=not _in_transaction(session))
         return {name: job.id for name, job in new.items()}
+
+    def _jobs(self, session: ClientSession | None) -> JobStore:
+        """Return the job records, by way of the user's connections where a session of those is given."""
+        return self.jobs if session is None else JobStore(self.client[self.name])
 
     def dependents(self, model: Component) -> list[Watcher]:
         """List the watchers that apply a model or read its outputs, upstream first, in every collection."""
@@ -155,3 +191,12 @@ def _cluster_time(client: Any) -> Timestamp | None:
     topology = getattr(client, "_topology", None)
     gossip = topology.max_cluster_time() if topology is not None else None
     return gossip["clusterTime"] if gossip else None
+
+
+def _in_transaction(session: ClientSession | None) -> bool:
+    return session is not None and session.in_transaction
+
+
+def _left(registry: TypeRegistry) -> Callable[[type], bool]:
+    """Say which classes a type registry encodes; with a fallback encoder, any."""
+    return lambda cls: cls in registry._encoder_map or registry._fallback_encoder is not None

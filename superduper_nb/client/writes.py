@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+import pymongo.collection
 from bson import ObjectId
 from bson.raw_bson import RawBSONDocument
-from pymongo import DeleteMany, DeleteOne, InsertOne, ReplaceOne, UpdateMany, UpdateOne
+from pymongo import DeleteMany, DeleteOne, InsertOne, ReadPreference, ReplaceOne, UpdateMany, UpdateOne
 
 from superduper_nb.client.folds import folds
 
@@ -17,24 +18,27 @@ if TYPE_CHECKING:
     from pymongo.client_session import ClientSession
 
     from superduper_nb.client.workspace import Workspace
+    from superduper_nb.documents.codec import Codec
 
 __all__ = ["PlannedWrite", "changed_paths", "prepared"]
 
+_KEPT: Final = ("_fold", "_outputs", "_sddb")
+"""Fields of the package, which a replacement of the user's does not take away."""
 
-def prepared(workspace: Workspace, documents: Sequence[Any], valid_fraction: float) -> list[Any]:
+
+def prepared(codec: Codec, documents: Sequence[Any], valid_fraction: float) -> list[Any]:
     """Return copies of documents as they are to be stored; the originals get an ``_id``, as pymongo gives them."""
     drawn = folds(len(documents), valid_fraction)
-    encode = workspace.codec.encode
-    stored: list[Any] = []
-    for document, fold in zip(documents, drawn, strict=True):
-        if isinstance(document, RawBSONDocument):
-            stored.append(document)
-            continue
-        if "_id" not in document:
-            document["_id"] = ObjectId()
-        encoded = encode(document)
-        stored.append(encoded if "_fold" in encoded else {**encoded, "_fold": fold})
-    return stored
+    return [_prepared(codec, document, fold) for document, fold in zip(documents, drawn, strict=True)]
+
+
+def _prepared(codec: Codec, document: Any, fold: str) -> Any:
+    if isinstance(document, RawBSONDocument):
+        document = {"_id": ObjectId(), **document}
+    elif "_id" not in document:
+        document["_id"] = ObjectId()
+    encoded = codec.encode(document)
+    return encoded if "_fold" in encoded else {**encoded, "_fold": fold}
 
 
 def changed_paths(update: Any) -> set[str] | None:
@@ -67,51 +71,93 @@ class PlannedWrite:
     ----------
     workspace : Workspace
         Of the database.
-    collection : str
+    collection : pymongo.collection.Collection
         Which collection.
     session : ClientSession, optional
         All is done as part of it.
+
+    Attributes
+    ----------
+    jobs : dict of str to str
+        Those recorded so far: name to identifier.
     """
 
-    def __init__(self, workspace: Workspace, collection: str, session: ClientSession | None = None) -> None:
-        self._workspace, self._collection, self._session = workspace, collection, session
+    def __init__(
+        self, workspace: Workspace, collection: pymongo.collection.Collection[Any], session: ClientSession | None = None
+    ) -> None:
+        self._workspace, self._session = workspace, session
+        self._codec = workspace.codec_beside(collection.codec_options)
+        self._documents: pymongo.collection.Collection[dict[str, Any]] = pymongo.collection.Collection(
+            collection.database,
+            collection.name,
+            codec_options=collection.codec_options.with_options(document_class=dict),
+            read_preference=ReadPreference.PRIMARY,
+        )
         self._ids: list[Any] = []
         self._changed: set[str] | None = set()
         self.jobs: dict[str, str] = {}
 
-    def update(self, filter: Any, update: Any, *, upsert: bool = False, many: bool = False, sort: Any = None) -> Any:
+    def update(self, filter: Any, update: Any, *, upsert: bool = False, many: bool = False, **options: Any) -> Any:
         """Take part of an update; return it as it is to be sent."""
-        encoded = self._workspace.codec.encode(update)
-        found = self._find(filter, many=many, sort=sort)
+        found = self._find(filter, {"_id": 1}, many=many, **options)
         self._add([document["_id"] for document in found], changed_paths(update))
-        if upsert and not found and isinstance(encoded, Mapping) and not _sets_fold(encoded):
-            return {**encoded, "$setOnInsert": {**encoded.get("$setOnInsert", {}), "_fold": self._draw()}}
-        return encoded
-
-    def replace(self, filter: Any, replacement: Any, *, upsert: bool = False, sort: Any = None) -> Any:
-        """Take part of a replacement; return it as it is to be sent, with the fold of what it replaces."""
-        encoded = self._workspace.codec.encode(replacement)
-        found = self._find(filter, sort=sort)
-        self._add([document["_id"] for document in found], None)
-        if isinstance(encoded, RawBSONDocument) or "_fold" in encoded or not (found or upsert):
+        encoded = self._codec.encode(update)
+        if found or not upsert:
             return encoded
-        fold = found[0].get("_fold") if found else None
-        return {**encoded, "_fold": fold or self._draw()}
+        if isinstance(encoded, (list, tuple)):
+            return [*encoded, {"$set": {"_fold": {"$ifNull": ["$_fold", self._draw()]}}}]
+        if not isinstance(encoded, Mapping) or _sets_fold(encoded):
+            return encoded
+        return {**encoded, "$setOnInsert": {**encoded.get("$setOnInsert", {}), "_fold": self._draw()}}
 
-    def operation(self, operation: Any) -> Any:
+    def replace(self, filter: Any, replacement: Any, *, upsert: bool = False, **options: Any) -> Any:
+        """Take part of a replacement; return it as it is to be sent.
+
+        It keeps the fold of the document that it replaces, and the outputs, which the jobs then bring up to date.
+        """
+        found = self._find(filter, dict.fromkeys(_KEPT, 1), **options)
+        self._add([document["_id"] for document in found], None)
+        encoded = self._codec.encode(replacement)
+        if not isinstance(encoded, Mapping) or not (found or upsert):
+            return encoded
+        kept = {name: found[0][name] for name in _KEPT if name in found[0]} if found else {}
+        fold = encoded.get("_fold") or kept.get("_fold") or self._draw()
+        return {**encoded, **kept, "_fold": fold}
+
+    def operation(self, operation: Any, **options: Any) -> Any:
         """Take part of one operation of a bulk write; return it as it is to be sent."""
         ours = copy(operation)
         if isinstance(operation, InsertOne):
-            (ours._doc,) = prepared(self._workspace, [operation._doc], self._workspace.client._valid_fraction)
-            self._add([operation._doc["_id"]], None)
-        elif isinstance(operation, ReplaceOne):
-            ours._doc = self.replace(operation._filter, operation._doc, upsert=bool(operation._upsert))
-        elif isinstance(operation, (UpdateOne, UpdateMany)):
-            many = isinstance(operation, UpdateMany)
-            ours._doc = self.update(operation._filter, operation._doc, upsert=bool(operation._upsert), many=many)
+            (ours._doc,) = prepared(self._codec, [operation._doc], self._workspace.client._valid_fraction)
+            self._add([ours._doc["_id"]], None)
+        elif isinstance(operation, (ReplaceOne, UpdateOne, UpdateMany)):
+            found_by = {name: getattr(operation, f"_{name}", None) for name in ("sort", "collation", "hint")}
+            options |= found_by | {"upsert": bool(operation._upsert)}
+            if isinstance(operation, ReplaceOne):
+                ours._doc = self.replace(operation._filter, operation._doc, **options)
+            else:
+                many = isinstance(operation, UpdateMany)
+                ours._doc = self.update(operation._filter, operation._doc, many=many, **options)
         elif not isinstance(operation, (DeleteOne, DeleteMany)):
             return operation  # what it is, pymongo says
         return ours
+
+    def name_upserted(self, filter: Any, change: Any) -> Any:
+        """Give the document that an upsert will make its ``_id`` now; return the change with it.
+
+        For the calls of pymongo whose result does not tell what MongoDB chose.
+        """
+        if self._ids or not isinstance(filter, Mapping):
+            return change
+        named = filter.get("_id")
+        named = named.get("$eq") if isinstance(named, Mapping) else named
+        if named is None and _names_id(filter):
+            return change  # by an operator: MongoDB makes of it what it makes
+        id = ObjectId() if named is None else named
+        if named is None:
+            id, change = _with_id(change, id)
+        self._add([id], None)
+        return change
 
     def record(self) -> None:
         """Record the jobs that follow."""
@@ -122,19 +168,20 @@ class PlannedWrite:
         self._plan(list(ids), None)
 
     def _plan(self, ids: list[Any], changed: set[str] | None) -> None:
-        planned = self._workspace.plan_ids(self._collection, ids, changed, self._session)
+        planned = self._workspace.plan_ids(self._documents.name, ids, changed, self._session)
         self.jobs |= {name if name not in self.jobs else f"{name} (inserted)": job for name, job in planned.items()}
 
     def _add(self, ids: Iterable[Any], changed: set[str] | None) -> None:
         self._ids += ids
         self._changed = None if changed is None or self._changed is None else self._changed | changed
 
-    def _find(self, filter: Any, *, many: bool = False, sort: Any = None) -> list[dict[str, Any]]:
+    def _find(self, filter: Any, fields: dict[str, int], *, many: bool = False, **options: Any) -> list[dict[str, Any]]:
         if not isinstance(filter, Mapping):
             return []  # pymongo says what is wrong with it
-        documents = self._workspace.store.database[self._collection]
-        found = documents.find(filter, {"_id": 1, "_fold": 1}, sort=sort, session=self._session)
-        return list(found if many else found.limit(1))
+        options = {name: value for name, value in options.items() if value is not None}
+        if isinstance(sort := options.get("sort"), Mapping):
+            options["sort"] = list(sort.items())
+        return list(self._documents.find(filter, fields, session=self._session, limit=0 if many else 1, **options))
 
     def _draw(self) -> str:
         return "valid" if random.random() < self._workspace.client._valid_fraction else "train"
@@ -142,3 +189,19 @@ class PlannedWrite:
 
 def _sets_fold(update: Mapping[str, Any]) -> bool:
     return any("_fold" in fields for fields in update.values() if isinstance(fields, Mapping))
+
+
+def _names_id(filter: Any) -> bool:
+    if isinstance(filter, Mapping):
+        return "_id" in filter or any(map(_names_id, filter.values()))
+    return isinstance(filter, (list, tuple)) and any(map(_names_id, filter))
+
+
+def _with_id(change: Any, id: Any) -> tuple[Any, Any]:
+    """Return the ``_id`` that an upsert by this change will give, and the change with it."""
+    if not isinstance(change, Mapping):
+        return id, [*change, {"$set": {"_id": {"$ifNull": ["$_id", {"$literal": id}]}}}]
+    if not any(name.startswith("$") for name in change):
+        return change.get("_id", id), {"_id": id, **change}
+    on_insert = change.get("$setOnInsert", {})
+    return on_insert.get("_id", id), {**change, "$setOnInsert": {"_id": id, **on_insert}}

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from distributed import Client
 
-__all__ = ["DaskPool", "WorkerLostError"]
+__all__ = ["DaskPool", "PoolLostError", "WorkerLostError"]
 
 log = logging.getLogger(__name__)
 
@@ -29,9 +29,15 @@ _CLOSE_TIMEOUT_S: Final = 8
 
 
 class WorkerLostError(ServiceError):
-    """The worker, or the whole pool, died with a task in it."""
+    """The worker died with a task in it, or with one in its queue."""
 
     code = "worker_lost"
+
+
+class PoolLostError(ServiceError):
+    """The scheduler is gone, or the connection to it, whatever the tasks did."""
+
+    code = "pool_lost"
 
 
 class DaskPool:
@@ -66,6 +72,7 @@ class DaskPool:
         self._process: subprocess.Popen[str] | None = None
         self._client: Client | None = None
         self._lock = threading.RLock()
+        self._handlers: dict[str, Callable[[dict[str, Any]], None]] = {}
         self.restarts = -1
 
     # --- life --------------------------------------------------------------------------------------------------
@@ -83,6 +90,8 @@ class DaskPool:
                 self._abandon()
                 self._client = self._connect()
                 self.restarts += 1
+                for topic, handler in self._handlers.items():
+                    self._listen(topic, handler)
 
     @property
     def alive(self) -> bool:
@@ -143,7 +152,7 @@ class DaskPool:
         Returns
         -------
         concurrent.futures.Future
-            Ends with the result, or with the exception: the function's own, or `WorkerLostError`.
+            Ends with the result, or with the exception: the function's own, `WorkerLostError` or `PoolLostError`.
         """
         self.start()
         with self._lock:
@@ -154,6 +163,17 @@ class DaskPool:
         local.remote = remote  # type: ignore[attr-defined]  # Dask drops a task whose future is forgotten
         remote.add_done_callback(lambda done: _relay(done, local))  # type: ignore[no-untyped-call]
         return local
+
+    def subscribe(self, topic: str, handler: Callable[[dict[str, Any]], None]) -> None:
+        """Have a handler called, in a thread of Dask's, with what workers tell under a topic (`Worker.log_event`)."""
+        with self._lock:
+            self._handlers[topic] = handler
+            if self.alive:
+                self._listen(topic, handler)
+
+    def _listen(self, topic: str, handler: Callable[[dict[str, Any]], None]) -> None:
+        assert self._client is not None
+        self._client.subscribe_topic(topic, lambda event: handler(event[1]))
 
     def describe(self) -> dict[str, Any]:
         """Say where it runs and how many workers it has."""
@@ -170,8 +190,10 @@ def _relay(remote: Any, local: Future[Any]) -> None:
 
     try:
         local.set_result(remote.result(timeout=_CALL_TIMEOUT_S))
-    except (KilledWorker, CommClosedError, CancelledError, asyncio.CancelledError) as error:
-        local.set_exception(WorkerLostError(f"A worker died with the task ({type(error).__name__})."))
+    except KilledWorker:
+        local.set_exception(WorkerLostError("A worker died with the task."))
+    except (CommClosedError, CancelledError, asyncio.CancelledError) as error:
+        local.set_exception(PoolLostError(f"The workers' scheduler is gone ({type(error).__name__})."))
     except BaseException as error:
         local.set_exception(error)
     finally:

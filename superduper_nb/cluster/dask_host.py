@@ -21,7 +21,7 @@ def settings() -> dict[str, Any]:
     return {
         "distributed.deploy.lost-worker-timeout": "1 hour",  # 15 s: a pool under repeated kills shrinks to nothing
         "distributed.scheduler.worker-ttl": "30s",  # 5 min: as long does a stopped worker hold its task
-        "distributed.scheduler.allowed-failures": 2,
+        "distributed.scheduler.allowed-failures": 0,  # the dispatcher finds out who it was, and runs the others again
         "distributed.scheduler.http.routes": [],  # Dask's web pages ask nobody for a password
         "distributed.worker.http.routes": [],
         "logging": {"distributed": "warning"},
@@ -61,13 +61,19 @@ async def _serve(options: dict[str, Any]) -> None:
         silence_logs=False,
     ) as cluster:
         hello = {"address": cluster.scheduler_address, "tls": _certificates(security)}
-        print(json.dumps(hello), flush=True)
+        _say(json.dumps(hello))
         await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
 
 
 def _certificates(security: Any) -> dict[str, str]:
     names = ("tls_ca_file", "tls_client_cert", "tls_client_key")
     return {name: getattr(security, name) for name in names}
+
+
+def _say(line: str) -> None:
+    """Answer; then close standard output, which nobody reads any more: a full pipe would stop who prints into it."""
+    print(line, flush=True)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
 
 
 def main() -> None:

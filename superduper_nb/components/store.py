@@ -38,6 +38,9 @@ Kind = Literal[
 KINDS: Final = get_args(Kind)
 COLLECTION: Final = "_sddb.components"
 
+_STAMP: Final = {"_id": "stamp", "kind": "stamp", "collection": "", "id": "", "version": 0}
+"""The record whose ``n`` counts what was registered and deleted, so that others notice by reading one document."""
+
 _IDENTIFIER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 
 
@@ -156,7 +159,16 @@ class ComponentStore:
                 self._records.insert_one(record)
             except DuplicateKeyError:
                 continue  # another session registered that version number first: take the next
+            self._count()
             return Component.from_record(record)
+
+    def _count(self) -> None:
+        self._records.update_one(_STAMP, {"$inc": {"n": 1}}, upsert=True)
+
+    def stamp(self) -> int:
+        """Return a number that is another one after each registration and deletion."""
+        record = self._records.find_one({"_id": _STAMP["_id"]}, {"n": 1})
+        return record["n"] if record else 0
 
     def find(self, kind: Kind, id: str, *, collection: str = "", version: int | None = None) -> Component | None:
         """Return a version (the current one by default), or None."""
@@ -182,7 +194,7 @@ class ComponentStore:
 
     def exists(self) -> bool:
         """Say whether anything at all is registered."""
-        return self._records.find_one({}, {"_id": 1}) is not None
+        return self._records.find_one({"kind": {"$in": KINDS}}, {"_id": 1}) is not None
 
     def ids(self, kind: Kind, *, collection: str = "") -> list[str]:
         """List the identifiers of a kind, sorted."""
@@ -206,6 +218,7 @@ class ComponentStore:
         query = {"kind": kind, "collection": collection, "id": id}
         digests = self._records.distinct("artifact.sha256", query)
         self._records.delete_many(query)
+        self._count()
         for digest in digests:
             if not self._records.find_one({"artifact.sha256": digest}, {"_id": 1}):
                 artifacts.discard(self.database, digest)

@@ -14,28 +14,37 @@ import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any, Final, Protocol
 
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
-from superduper_nb.cluster.dask import WorkerLostError
+from superduper_nb.cluster.dask import PoolLostError, WorkerLostError
 from superduper_nb.errors import ServiceError
 from superduper_nb.jobs.foreground import owner_name
 from superduper_nb.jobs.outputs import Outcome
 from superduper_nb.jobs.records import COLLECTION, JobStore
 from superduper_nb.jobs.running import Part, RunningJob
-from superduper_nb.jobs.tasks import execute
+from superduper_nb.jobs.tasks import PROGRESS, Broken, assignment, execute, prepare
+from superduper_nb.models.loading import Loader
 
 __all__ = ["Dispatcher", "Pool"]
 
 log = logging.getLogger(__name__)
 
-_TICK_S: Final = 1.0
+_TICK_S: Final = 0.5
 _SCAN_EVERY_S: Final = 10.0
 _RENEW_EVERY_S: Final = 5.0
-_ATTEMPTS: Final = 3
 _PAUSE_S: Final = 1.0
+_PIECES: Final = 8
+_TRUSTED_LOSSES: Final = 1
+"""So many workers may be lost with a part before it is tried alone: somebody else may have ended them."""
+_ATTEMPTS: Final = 3
+"""So many workers does one document kill, alone, before it is given up."""
+_LOST_IN_A_ROW: Final = 10
+"""So many workers does a model kill, with nothing computed in between, before its job is given up."""
+_TRIES: Final = 60
 
 
 class Pool(Protocol):
@@ -43,6 +52,9 @@ class Pool(Protocol):
 
     def submit(self, key: str, function: Callable[..., Any], *args: Any, priority: int = 0) -> Future[Any]:
         """Run a function elsewhere."""
+
+    def subscribe(self, topic: str, handler: Callable[[dict[str, Any]], None]) -> None:
+        """Have a handler called with what workers tell under a topic."""
 
 
 class Dispatcher:
@@ -55,9 +67,10 @@ class Dispatcher:
     pool : Pool
         Who executes them.
     in_flight : int
-        Parts submitted at one time.
+        Parts submitted at one time: two for each thread of the pool.
     on_event : callable, optional
-        Called with ``{"type": "job", "database", "job", "state"}`` when a job begins, moves on or ends.
+        Called with ``{"type": "job", "database", "job", "state", "done", "total", "failed"}`` when a job begins, moves on
+        or ends.
     """
 
     def __init__(
@@ -74,13 +87,17 @@ class Dispatcher:
         self._events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._jobs: dict[str, RunningJob] = {}
         self._names: dict[str, str] = {}  # job → database
+        self._stores: dict[str, JobStore] = {}
+        self._out: dict[str, tuple[RunningJob, Part]] = {}
         self._dirty: set[str] = set()
         self._scanned = self._renewed = float("-inf")
+        self._lost_in_a_row = 0
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=target, daemon=True) for target in (self._run, self._watch)]
 
     def start(self) -> None:
         """Begin to work, in threads of its own."""
+        self._pool.subscribe(PROGRESS, lambda told: self._events.put(lambda: self._moved(told)))
         for thread in self._threads:
             thread.start()
 
@@ -89,10 +106,14 @@ class Dispatcher:
         self._events.put(lambda: self._dirty.add(database))
 
     def close(self) -> None:
-        """Stop at once; what was running is claimed again by the next dispatcher when the lease lapses."""
+        """Stop at once; what was running is free for the next dispatcher."""
         self._stop.set()
         self._events.put(lambda: None)
-        self._threads[0].join(timeout=10)
+        if self._threads[0].is_alive():
+            self._threads[0].join(timeout=10)
+        for name in set(self._names.values()):
+            with suppress(PyMongoError):
+                JobStore(self._client[name]).let_go(self._owner)
 
     # --- the thread that owns all state ---------------------------------------------------------------------------
 
@@ -113,16 +134,21 @@ class Dispatcher:
                 self._stop.wait(_PAUSE_S)
 
     def _step(self) -> None:
+        self._renew()
         self._scan()
         self._claim()
         self._feed()
-        self._renew()
-        try:
+        with suppress(queue.Empty):
             self._events.get(timeout=_TICK_S)()
             while True:
                 self._events.get_nowait()()
-        except queue.Empty:
-            pass
+
+    def _renew(self) -> None:
+        if time.monotonic() - self._renewed < _RENEW_EVERY_S:
+            return
+        self._renewed = time.monotonic()
+        for job in list(self._jobs.values()):
+            self._progress(job)
 
     def _scan(self) -> None:
         """Look at every database now and then: jobs left by a crash announce themselves to nobody."""
@@ -132,100 +158,161 @@ class Dispatcher:
         self._dirty |= set(self._client.list_database_names()) - {"admin", "config", "local"}
 
     def _claim(self) -> None:
-        while self._dirty:
-            name = next(iter(self._dirty))
+        """Take over ready jobs, no more than there is room for: other dispatchers may be idle."""
+        for name in list(self._dirty):
+            store = self._store(name)
+            while (room := 2 * self._in_flight - len(self._jobs)) > 0:
+                ready = store.ready(without=self._mine(name), limit=room)
+                for job in ready:
+                    if record := store.claim(job["_id"], self._owner):
+                        self._take(name, RunningJob(store, record, self._owner, slots=max(1, self._in_flight // 2)))
+                if len(ready) < room:
+                    self._dirty.discard(name)
+                    break
+
+    def _store(self, name: str) -> JobStore:
+        if name not in self._stores:
             store = JobStore(self._client[name])
-            for ready in store.ready():
-                if ready["_id"] not in self._jobs and (record := store.claim(ready["_id"], self._owner)):
-                    job = RunningJob(store, record, self._owner)
-                    self._jobs[job.id], self._names[job.id] = job, name
-                    self._tell(job, "running")
-            self._dirty.discard(name)
+            if store.exists():
+                store.prepare()
+                self._stores[name] = store
+            return store
+        return self._stores[name]
+
+    def _mine(self, name: str) -> list[str]:
+        return [id for id in self._jobs if self._names[id] == name]
+
+    def _take(self, name: str, job: RunningJob) -> None:
+        self._jobs[job.id], self._names[job.id] = job, name
+        self._tell(job, "running")
 
     def _feed(self) -> None:
-        """Give free slots to the jobs in turn, oldest first."""
-        free = self._in_flight - sum(job.out for job in self._jobs.values())
+        """Give free slots to the jobs in turn, oldest first; a suspect of killing workers runs alone."""
         hungry = list(self._jobs.values())
-        while free > 0 and hungry:
+        while hungry and len(self._out) < self._in_flight:
             for job in list(hungry):
-                part = job.next_part()
+                if len(self._out) >= self._in_flight or self._suspect_out():
+                    return
+                part = None if job.error else self._next(job)
                 if part is None:
                     hungry.remove(job)
                     self._end_if_done(job)
-                elif free > 0:
-                    self._submit(job, part)
-                    free -= 1
-                else:
+                elif part.attempts > _TRUSTED_LOSSES and self._out:
                     job.again.appendleft(part)
-                    return
+                    return  # until those that are out came back
+                else:
+                    self._submit(job, part)
+
+    def _next(self, job: RunningJob) -> Part | None:
+        try:
+            return job.next_part()
+        except PyMongoError:
+            raise
+        except Exception as error:  # the work can't be read: a filter that MongoDB refuses, a chunk that is gone
+            job.error = error
+            return None
+
+    def _suspect_out(self) -> bool:
+        return any(part.attempts > _TRUSTED_LOSSES for _, part in self._out.values())
 
     def _submit(self, job: RunningJob, part: Part) -> None:
         key = f"superduper-{job.id}-{uuid.uuid4().hex}"  # Dask runs one key once: a second attempt needs its own
         try:
-            future = self._pool.submit(key, execute, self._names[job.id], job.id, part.ids)
+            future = self._pool.submit(key, execute, self._names[job.id], assignment(job.record), part.ids, key)
         except ServiceError:
             job.again.appendleft(part)
             raise
-        job.out += 1
-        future.add_done_callback(lambda done: self._events.put(lambda: self._came_back(job, part, done)))
+        job.out.add(part)
+        self._out[key] = (job, part)
+        future.add_done_callback(lambda done: self._events.put(lambda: self._came_back(key, done)))
 
-    def _came_back(self, job: RunningJob, part: Part, future: Future[Outcome]) -> None:
-        job.out -= 1
+    def _came_back(self, key: str, future: Future[Outcome | Broken]) -> None:
+        job, part = self._out.pop(key)
+        job.out.discard(part)
         if self._jobs.get(job.id) is not job:
             return
         error = future.exception()
-        if error is None:
-            job.count(part, future.result())
-            job.close(part)
+        if isinstance(error, PoolLostError):
+            job.again.append(part)
         elif isinstance(error, WorkerLostError):
             self._isolate(job, part)
-        elif isinstance(error, PyMongoError) and part.attempts < 10 * _ATTEMPTS:
-            part.attempts += 1
-            job.again.append(part)
-            self._stop.wait(_PAUSE_S)  # MongoDB is away for everybody: nothing else can go on either
+        elif error is not None:
+            job.error = error
         else:
-            self._end(job, error)
-            return
-        self._progress(job)
-        self._end_if_done(job)
+            self._account(job, part, future.result())
+        if self._progress(job):
+            self._end_if_done(job)
+
+    def _account(self, job: RunningJob, part: Part, result: Outcome | Broken) -> None:
+        if isinstance(result, Outcome):
+            self._lost_in_a_row = 0
+            job.worker = result.worker
+            job.count(part, result)
+            job.close(part)
+        elif result.again and part.tries < _TRIES:
+            part.tries += 1
+            part.not_before = time.monotonic() + _PAUSE_S
+            job.again.append(part)
+        else:
+            job.error = result.error
 
     def _isolate(self, job: RunningJob, part: Part) -> None:
-        """Find the document that kills workers: halve, and let single ones try again alone."""
+        """Find the document that kills workers: cut up what was lost when it ran alone, until one is left."""
         part.attempts += 1
-        if len(part.ids) > 1:
-            job.again.extend(part.split())
-        elif part.attempts < _ATTEMPTS:
+        self._lost_in_a_row += 1
+        if self._lost_in_a_row > _LOST_IN_A_ROW:
+            job.error = WorkerLostError(
+                f"{self._lost_in_a_row} workers in a row died with this job (the model ended them, or memory ran out)."
+            )
+        elif part.attempts <= _TRUSTED_LOSSES + 1:
+            job.again.append(part)
+        elif len(part.ids) > 1:
+            job.again.extend(part.split(_PIECES))
+        elif part.attempts <= _TRUSTED_LOSSES + _ATTEMPTS:
             job.again.append(part)
         else:
-            failure = {"_id": part.ids[0], "error": f"killed its worker {part.attempts} times"}
-            job.count(part, Outcome(1, (failure,)))
-            job.close(part)
+            self._condemn(job, part)
 
-    def _progress(self, job: RunningJob) -> None:
-        if job.report():
-            self._tell(job, "running")
-        else:  # cancelled, or claimed by another dispatcher while this one was out: drop it, write nothing more
-            del self._jobs[job.id]
+    def _condemn(self, job: RunningJob, part: Part) -> None:
+        why = f"it killed its worker {_ATTEMPTS} times"
+        database = self._client[self._names[job.id]]
+        prepare(database, Loader(database), job.record).condemn(part.ids[0], why)
+        job.count(part, Outcome(1, ({"_id": part.ids[0], "error": why},)))
+        job.close(part)
+
+    def _moved(self, told: dict[str, Any]) -> None:
+        if told["key"] in self._out:
+            job, part = self._out[told["key"]]
+            part.partial = told["done"]
+            self._progress(job)
+
+    def _progress(self, job: RunningJob) -> bool:
+        """Report; drop a job that was cancelled, or claimed by another dispatcher while this one was out."""
+        if self._jobs.get(job.id) is not job:
+            return False
+        if not job.report():
+            self._drop(job)
+            return False
+        self._tell(job, "running")
+        return True
 
     def _end_if_done(self, job: RunningJob) -> None:
         if job.ended and job.id in self._jobs:
-            self._end(job, None)
+            ours = job.finish()
+            self._tell(job, "failed" if job.error else "succeeded", ours)
+            self._dirty.add(self._names[job.id])  # its children may be ready
+            self._drop(job)
 
-    def _end(self, job: RunningJob, error: BaseException | None) -> None:
+    def _drop(self, job: RunningJob) -> None:
         del self._jobs[job.id]
-        job.finish(error)
-        self._dirty.add(self._names[job.id])  # its children may be ready
-        self._tell(job, "failed" if error else "succeeded")
+        self._dirty.add(self._names[job.id])  # there is room again
 
-    def _renew(self) -> None:
-        if time.monotonic() - self._renewed < _RENEW_EVERY_S:
+    def _tell(self, job: RunningJob, state: str, ours: bool = True) -> None:
+        if not ours:
             return
-        self._renewed = time.monotonic()
-        for job in list(self._jobs.values()):
-            self._progress(job)
-
-    def _tell(self, job: RunningJob, state: str) -> None:
-        self._on_event({"type": "job", "database": self._names[job.id], "job": job.id, "state": state})
+        progress = {"done": job.done, "total": job.record["progress"]["total"], "failed": job.failed}
+        event = {"type": "job", "database": self._names[job.id], "job": job.id, "state": state, **progress}
+        self._on_event(event)
 
     # --- the thread that hears of new jobs ------------------------------------------------------------------------
 

@@ -5,20 +5,16 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Collection
-from typing import Any, Final
+from typing import Any
 
 from pymongo.database import Database
-from toolz import partition_all
 
 from superduper_nb.jobs.records import JobStore
 from superduper_nb.jobs.running import RunningJob
-from superduper_nb.jobs.tasks import run_chunk
+from superduper_nb.jobs.tasks import prepare, run_part
 from superduper_nb.models.loading import Loader
 
 __all__ = ["owner_name", "run_foreground"]
-
-_STEP: Final = 200
-"""Documents between two reports: progress moves, and the lease is renewed, also with a slow model."""
 
 
 def owner_name() -> str:
@@ -29,8 +25,9 @@ def owner_name() -> str:
 def run_foreground(database: Database[Any], loader: Loader, ids: Collection[str]) -> None:
     """Run these jobs to their ends, parents first."""
     store, owner = JobStore(database), owner_name()
+    store.prepare()
     while True:
-        ready = [job for job in store.ready() if job["_id"] in ids]
+        ready = store.ready(limit=len(ids), only=ids)
         if not ready:
             return
         for job in ready:
@@ -39,17 +36,25 @@ def run_foreground(database: Database[Any], loader: Loader, ids: Collection[str]
 
 
 def _run(job: RunningJob, database: Database[Any], loader: Loader) -> None:
+    job.worker = job.owner
     try:
+        refresh = prepare(database, loader, job.record)
         while part := job.next_part():
-            for ids in partition_all(_STEP, part.ids):
-                job.count(part, run_chunk(database, loader, job.record, list(ids)))
-                if not job.report():
-                    return
+            job.out.add(part)
+
+            def told(done: int, part: Any = part) -> None:
+                part.partial = done
+                job.report()
+
+            outcome = run_part(refresh, job.store, job.record, part.ids, told=told)
+            job.out.discard(part)
+            job.count(part, outcome)
             job.close(part)
+            if not job.report():
+                return
     except Exception as error:
-        job.finish(error)
+        job.error = error
     except BaseException:
         job.store.cancel(job.id)  # Ctrl-C: what is written stays, the rest waits for a retry
         raise
-    else:
-        job.finish()
+    job.finish()

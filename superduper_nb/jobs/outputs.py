@@ -3,35 +3,67 @@
 Exactly-once effects out of at-least-once execution: beside each output the document keeps a token ``{v, h}``, the
 model's version and a hash of the input. A document whose token is right is left alone; a write asks that the token is
 still the one that was read, so that of two computations that race one loses, reads again, and finds what is left.
+
+One race remains to a check before the write: the input changes and changes back, or leaves the watcher's filter, while
+a computation is under way, and whoever looks meanwhile finds nothing to do. So each write over an older token, or under
+a filter, is followed by another look.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Final
 
 import bson
-from pymongo import UpdateOne
+from bson.raw_bson import RawBSONDocument
+from pymongo import WriteConcern
 from pymongo.collection import Collection
 from pymongo.database import Database
-from pymongo.errors import BulkWriteError
+from pymongo.errors import WTimeoutError
 
 from superduper_nb.components.store import plain_database
 from superduper_nb.documents.codec import Codec
 from superduper_nb.documents.paths import BASE, get_path, token_path
-from superduper_nb.errors import ModelError, SuperduperError
+from superduper_nb.errors import SuperduperError
 from superduper_nb.jobs.watchers import Watcher
+from superduper_nb.models import batches
 from superduper_nb.models.apply import ItemError, Predictor
 from superduper_nb.models.loading import Loader
 
-__all__ = ["Outcome", "Refresh", "fields_read", "input_of"]
+__all__ = ["Control", "Outcome", "Refresh", "fields_read", "input_of"]
 
-_ROUNDS: Final = 5
+_ROUNDS: Final = 20
 _PRIVATE: Final = ("_outputs", "_sddb", "_like", "_fold", "_score", "_distance")
 _MISSING: Final = object()
+Failures = list[tuple[Any, str]]
+"""Identifiers, and why."""
+Drop = tuple[Any, Any]
+"""An identifier, and the token that was read."""
+_SLICE_S: Final = 0.25
+"""So long may a slice of a chunk take: after each, a cancelled job stops and progress is told."""
+_FLUSH_S: Final = 2.0
+"""What a slow model has computed is written after that long."""
+_COMMAND_BYTES: Final = 8 * 2**20
+_STATEMENT_BYTES: Final = 16 * 2**20
+_MAJORITY: Final = WriteConcern(w="majority", j=True, wtimeout=10_000)
+
+
+class Control:
+    """How whoever asked for a computation looks in on it. This one never stops it and listens to nothing."""
+
+    guard: bool = False
+    """Take also exceptions that are no `Exception` (KeyboardInterrupt) for a failure of the document."""
+
+    def stopped(self) -> bool:
+        """Say whether to stop: what is computed is still written."""
+        return False
+
+    def tell(self, done: int) -> None:
+        """Hear how many documents are done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +76,13 @@ class Outcome:
         Looked at: computed now, or found to be current, or not concerned.
     failures : tuple of dict
         ``{"_id", "error"}`` of each that failed.
+    worker : str or None
+        Who did it.
     """
 
     done: int
     failures: tuple[dict[str, Any], ...] = ()
+    worker: str | None = None
 
     @property
     def failed(self) -> int:
@@ -63,6 +98,7 @@ class _Task:
     seen: Any
     token: dict[str, Any]
     input: Any
+    condition: dict[str, Any]
 
 
 class Refresh:
@@ -78,6 +114,10 @@ class Refresh:
         What to compute.
     retry_failed : bool, default False
         Compute documents again whose present input failed before.
+
+    Notes
+    -----
+    Versions are those that are current when it is made. Whoever registers a new one queues a job of its own.
     """
 
     def __init__(
@@ -85,54 +125,60 @@ class Refresh:
     ) -> None:
         self.collection: Collection[dict[str, Any]] = plain_database(database)[watcher.collection]
         self.watcher = watcher
-        self.predictor, self.model = loader.model(watcher.model)
-        if watcher.batch_size:
-            self.predictor = _with_batch_size(self.predictor, watcher.batch_size)
+        self.model = loader.store.get("model", watcher.model)
         self.codec: Codec = loader.codec()
-        self.parents = {key: loader.store.get("model", model) for key, model in watcher.features.items()}
+        self.versions = {key: loader.store.get("model", model).version for key, model in watcher.features.items()}
         self.retry_failed = retry_failed
+        self._loader = loader
 
-    def run(self, ids: Sequence[Any]) -> Outcome:
+    @cached_property
+    def predictor(self) -> Predictor:
+        """The model, loaded when it is first needed."""
+        predictor = self._loader.predictor(self.model)
+        return _with_batch_size(predictor, self.watcher.batch_size) if self.watcher.batch_size else predictor
+
+    def run(self, ids: Sequence[Any], control: Control | None = None) -> Outcome:
         """Compute what is missing or out of date among these documents.
 
-        Raises
-        ------
-        ModelError
-            Documents kept changing faster than they could be computed.
+        A document that keeps changing faster than it can be computed is among the failures.
         """
-        left = list(ids)
-        failures: list[dict[str, Any]] = []
-        for _ in range(_ROUNDS):
-            tasks, drops = self._look(left)
-            computed = self._compute(tasks)
-            failures += [{"_id": task.id, "error": str(out)} for task, out in computed if isinstance(out, ItemError)]
-            lost, broken = self._write(computed, drops)
-            failures += broken
-            if not lost:
-                return Outcome(done=len(ids), failures=tuple(failures))
-            again = set(map(_key, lost))
-            failures = [failure for failure in failures if _key(failure["_id"]) not in again]
-            left = lost
-        raise ModelError(
-            f"{len(left)} documents changed each time they were computed; the next write of them starts a new job."
-        )
+        return _Run(self, control or Control()).run(list(ids))
 
-    def _look(self, ids: list[Any]) -> tuple[list[_Task], list[tuple[Any, Any]]]:
-        """Read documents; return those to compute, and (id, token) of those whose output has to go."""
+    def condemn(self, id: Any, message: str) -> None:
+        """Note that a document's present input can't be computed, without trying."""
+        tasks, _, _ = self.look([id])
+        self.write([(task, ItemError("ModelError", message)) for task in tasks], [])
+
+    # --- reading -------------------------------------------------------------------------------------------------
+
+    def look(self, ids: list[Any], *, retry_failed: bool = False) -> tuple[list[_Task], list[Drop], Failures]:
+        """Read documents.
+
+        Returns
+        -------
+        tuple
+            Those to compute; (id, token) of those whose output has to go; those that failed and are not tried again.
+        """
         watcher, inside = self.watcher, self._inside(ids)
         tasks, drops = [], []
-        for document in self.collection.find({"_id": {"$in": ids}}, fields_read(watcher)):
-            seen = _token(document, watcher)
-            wanted = inside is None or _key(document["_id"]) in inside
-            value = self._input(document) if wanted else _MISSING
+        failed: Failures = []
+        for document in self.collection.find({"_id": {"$in": ids}}, fields_read(watcher), batch_size=len(ids)):
+            id, seen = document["_id"], get_path(document, watcher.token_path, _MISSING)
+            wanted = inside is None or _key(id) in inside
+            value = input_of(document, watcher, self.versions, _MISSING) if wanted else _MISSING
             if value is _MISSING:
                 if seen is not _MISSING:
-                    drops.append((document["_id"], seen))
+                    drops.append((id, seen))
                 continue
             token = {"v": self.model.version, "h": _hash(value)}
-            if not self._current(seen, token):
-                tasks.append(_Task(document["_id"], seen, token, value))
-        return tasks, drops
+            if seen is _MISSING or (seen["v"], seen["h"]) != (token["v"], token["h"]):
+                tasks.append(_Task(id, seen, token, value, self._condition(document)))
+            elif "error" in seen:
+                if retry_failed:
+                    tasks.append(_Task(id, seen, token, value, self._condition(document)))
+                else:
+                    failed.append((id, seen["error"]))
+        return tasks, drops, failed
 
     def _inside(self, ids: list[Any]) -> set[Any] | None:
         """Return which documents the watcher's filter selects; None where there is no filter."""
@@ -141,61 +187,154 @@ class Refresh:
         query = {"$and": [{"_id": {"$in": ids}}, self.watcher.filter]}
         return {_key(document["_id"]) for document in self.collection.find(query, {"_id": 1})}
 
-    def _input(self, document: dict[str, Any]) -> Any:
-        return input_of(document, self.watcher, {key: model.version for key, model in self.parents.items()}, _MISSING)
+    def _condition(self, document: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what must still hold of the input when the output is written: that it is there."""
+        paths = [token_path(model, key) for key, model in self.watcher.features.items()]
+        condition: dict[str, Any] = {path: {"$eq": get_path(document, path)} for path in paths}
+        if self.watcher.key != BASE and self.watcher.key not in self.watcher.features:
+            condition[self.watcher.key] = {"$exists": True}
+        return condition
 
-    def _current(self, seen: Any, token: dict[str, Any]) -> bool:
-        if seen is _MISSING or (seen["v"], seen["h"]) != (token["v"], token["h"]):
-            return False
-        return not (self.retry_failed and "error" in seen)
+    # --- computing -----------------------------------------------------------------------------------------------
 
-    def _compute(self, tasks: list[_Task]) -> list[tuple[_Task, Any]]:
+    def compute(self, tasks: Sequence[_Task], control: Control) -> list[tuple[_Task, Any]]:
+        """Return each task with its encoded output, or an `ItemError`."""
         decode = partial(self.codec.decode, strict=True)  # content that is not there yet is no input
         inputs = [_attempt(decode, task.input) for task in tasks]
         good = [i for i, value in enumerate(inputs) if not isinstance(value, ItemError)]
-        for i, output in zip(good, self.predictor.predict_many([inputs[i] for i in good]), strict=True):
+        for i, output in zip(good, self._predict([inputs[i] for i in good], control), strict=True):
             inputs[i] = output if isinstance(output, ItemError) else _attempt(self._encode, output)
         return list(zip(tasks, inputs, strict=True))
+
+    def _predict(self, xs: list[Any], control: Control) -> list[Any]:
+        try:
+            return self.predictor.predict_many(xs) if xs else []
+        except Exception:
+            raise
+        except BaseException as error:  # raised by the model: in a worker nobody presses Ctrl-C
+            if not control.guard:
+                raise
+            if len(xs) == 1:
+                return [ItemError.of(error)]
+        middle = len(xs) // 2
+        return self._predict(xs[:middle], control) + self._predict(xs[middle:], control)
 
     def _encode(self, output: Any) -> Any:
         type_id = self.model.definition["type"]
         return self.codec.encode(output) if type_id is None else self.codec.encode_as(type_id, output)
 
-    def _write(
-        self, computed: list[tuple[_Task, Any]], drops: list[tuple[Any, Any]]
-    ) -> tuple[list[Any], list[dict[str, Any]]]:
-        """Write outputs; return the ids whose token had changed meanwhile, and those MongoDB refused."""
-        token_at, output_at = self.watcher.token_path, self.watcher.output_path
-        updates, ids = [], []
-        for task, output in computed:
-            if isinstance(output, ItemError):
-                change: dict[str, Any] = {
-                    "$set": {token_at: {**task.token, "error": str(output)}},
-                    "$unset": {output_at: ""},
-                }
-            else:
-                change = {"$set": {output_at: output, token_at: task.token}}
-            updates.append(UpdateOne({"_id": task.id, token_at: _same(task.seen)}, change))
-            ids.append(task.id)
-        for id, seen in drops:
-            updates.append(UpdateOne({"_id": id, token_at: _same(seen)}, {"$unset": {output_at: "", token_at: ""}}))
-            ids.append(id)
-        if not updates:
-            return [], []
-        return self._bulk(updates, ids)
+    # --- writing -------------------------------------------------------------------------------------------------
 
-    def _bulk(self, updates: list[UpdateOne], ids: list[Any]) -> tuple[list[Any], list[dict[str, Any]]]:
-        try:
-            matched = self.collection.bulk_write(updates, ordered=False).matched_count
-            refused = []
-        except BulkWriteError as error:
-            matched = error.details["nMatched"]
-            refused = [{"_id": ids[e["index"]], "error": e["errmsg"]} for e in error.details["writeErrors"]]
-        if matched + len(refused) == len(updates):
-            return [], refused
+    def write(self, computed: Sequence[tuple[_Task, Any]], drops: Sequence[Drop]) -> tuple[list[Any], Failures]:
+        """Write outputs; return the ids to look at again, and those that MongoDB refused."""
+        token_at, output_at = self.watcher.token_path, self.watcher.output_path
+        statements: list[tuple[Any, bytes | ItemError]] = []
+        for task, output in computed:
+            change: dict[str, Any] = {"$set": {output_at: output, token_at: task.token}}
+            if isinstance(output, ItemError):
+                failed = {**task.token, "error": str(output)}
+                change = {"$set": {token_at: failed}, "$unset": {output_at: ""}}
+            query = {"_id": task.id, token_at: _same(task.seen), **task.condition}
+            statements.append((task.id, _attempt(bson.encode, {"q": query, "u": change})))
+        for id, seen in drops:
+            query = {"_id": id, token_at: _same(seen)}
+            statements.append((id, bson.encode({"q": query, "u": {"$unset": {output_at: "", token_at: ""}}})))
+        again: list[Any] = [task.id for task, _ in computed if task.seen is not _MISSING or self.watcher.filter]
+        refused: Failures = []
+        for group in _groups(statements, refused):
+            again += self._send(group, refused)
+        return again, refused
+
+    def _send(self, group: list[tuple[Any, bytes]], refused: Failures) -> list[Any]:
+        """Send one ``update`` command; return the ids to look at again because one of them had changed."""
+        # A raw command costs half of what bulk_write does. The driver does not retry it: the token makes it safe
+        # that whoever runs the job does it again.
+        command = {
+            "update": self.collection.name,
+            "updates": [RawBSONDocument(data) for _, data in group],
+            "ordered": False,
+            "writeConcern": _MAJORITY.document,
+        }
+        reply = self.collection.database.command(command)
+        errors = {error["index"]: error["errmsg"] for error in reply.get("writeErrors", ())}
+        refused += [(group[index][0], message) for index, message in errors.items()]
+        if problem := reply.get("writeConcernError"):
+            raise WTimeoutError(problem.get("errmsg"), problem.get("code"), problem)
+        if reply["n"] + len(errors) == len(group):
+            return []
         # Which ones lost the race is not said: look at all of them again, those that are current drop out at once.
-        out = {_key(failure["_id"]) for failure in refused}
-        return [id for id in ids if _key(id) not in out], refused
+        return [id for index, (id, _) in enumerate(group) if index not in errors]
+
+
+class _Run:
+    """One call of `Refresh.run`."""
+
+    def __init__(self, refresh: Refresh, control: Control) -> None:
+        self._refresh, self._control = refresh, control
+        self._failures: dict[Any, dict[str, Any]] = {}
+        self._stopped = False
+
+    def run(self, ids: list[Any]) -> Outcome:
+        left = ids
+        for round in range(_ROUNDS):
+            retry_failed = self._refresh.retry_failed and round == 0
+            tasks, drops, failed = self._refresh.look(left, retry_failed=retry_failed)
+            for id in left:
+                self._failures.pop(_key(id), None)
+            self._fail(failed)
+            left = self._compute(tasks, drops, len(ids) - len(tasks))
+            if self._stopped or not left:
+                break
+        else:
+            self._fail([(id, "it changed each time it was computed; its next change queues it again") for id in left])
+        return Outcome(len(ids), tuple(self._failures.values()))
+
+    def _compute(self, tasks: list[_Task], drops: list[Drop], done: int) -> list[Any]:
+        """Compute and write slice by slice, the small inputs first; return the ids to look at again."""
+        ordered = sorted(tasks, key=lambda task: batches.size(task.input))
+        ready: list[tuple[_Task, Any]] = []
+        again, flushed, at = self._write([], drops), time.monotonic(), 0
+        size = self._refresh.predictor.batch_size if tasks else 0
+        while at < len(ordered) and not self._stopped:
+            begun = time.monotonic()
+            ready += self._refresh.compute(ordered[at : at + size], self._control)
+            at += size
+            now = time.monotonic()
+            size = max(1, size // 2) if now - begun > 2 * _SLICE_S else size * 2 if now - begun < _SLICE_S / 2 else size
+            self._stopped = self._control.stopped()
+            if len(ready) >= 1000 or now - flushed > _FLUSH_S:
+                again += self._write(ready, [])
+                ready, flushed = [], now
+            self._control.tell(done + min(at, len(ordered)))
+        return again + self._write(ready, [])
+
+    def _write(self, computed: list[tuple[_Task, Any]], drops: list[Drop]) -> list[Any]:
+        if not computed and not drops:
+            return []
+        again, refused = self._refresh.write(computed, drops)
+        self._fail([(task.id, str(output)) for task, output in computed if isinstance(output, ItemError)])
+        self._fail(refused)
+        return again
+
+    def _fail(self, failures: Failures) -> None:
+        self._failures.update({_key(id): {"_id": id, "error": why} for id, why in failures})
+
+
+def _groups(statements: list[tuple[Any, bytes | ItemError]], refused: Failures) -> Iterator[list[tuple[Any, bytes]]]:
+    """Cut statements into commands of a bounded size, leaving out those that can't be sent."""
+    group: list[tuple[Any, bytes]] = []
+    size = 0
+    for id, data in statements:
+        if isinstance(data, ItemError) or len(data) > _STATEMENT_BYTES:
+            refused.append((id, str(data) if isinstance(data, ItemError) else "its output is larger than 16 MB"))
+            continue
+        if group and size + len(data) > _COMMAND_BYTES:
+            yield group
+            group, size = [], 0
+        group.append((id, data))
+        size += len(data)
+    if group:
+        yield group
 
 
 def fields_read(watcher: Watcher) -> dict[str, int] | None:
@@ -231,10 +370,6 @@ def input_of(document: Mapping[str, Any], watcher: Watcher, versions: Mapping[st
         return get_path(document, watcher.key, missing)
     whole = {name: value for name, value in document.items() if name not in _PRIVATE}
     return {**whole, **outputs}
-
-
-def _token(document: Mapping[str, Any], watcher: Watcher) -> Any:
-    return get_path(document, watcher.token_path, _MISSING)
 
 
 def _same(seen: Any) -> Any:

@@ -5,49 +5,60 @@ from __future__ import annotations
 import time
 import traceback
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
 from superduper_nb.jobs.outputs import Outcome
-from superduper_nb.jobs.records import JobStore, Progress
+from superduper_nb.jobs.records import CHUNK_SIZE, JobStore, Progress
 
 __all__ = ["Part", "RunningJob", "error_record"]
 
 _REPORT_EVERY_S: Final = 0.1
+_RATE_OVER_S: Final = 5.0
 _FIRST: Final = 20
 _TRACEBACK_CHARS: Final = 16_000
+_SMALLEST: Final = 64
 
 
 @dataclass(eq=False, slots=True)
 class Part:
-    """A chunk, or a half of one that had to be split.
+    """A chunk, or a piece of one that was split.
 
     Attributes
     ----------
     cursor : object
         What the job's cursor becomes when this and all before it is done.
     attempts : int
-        How often an executor was lost with it.
+        How often a worker was lost with it.
+    tries : int
+        How often it was tried in vain for any other reason.
+    not_before : float
+        Time (monotonic) of the next try.
     open : int
-        Its pieces that are not done yet: itself, or its halves.
+        Its pieces that are not done yet: itself, or those it was split into.
     done, failed : int
         Documents, of the whole chunk.
+    partial : int
+        Documents that its executor says it has done so far.
     """
 
     ids: list[Any]
     cursor: Any
     whole: Part | None = None
     attempts: int = 0
+    tries: int = 0
+    not_before: float = 0.0
     open: int = 1
     done: int = 0
     failed: int = 0
+    partial: int = 0
 
-    def split(self) -> list[Part]:
-        """Halve it; the chunk is done when all its pieces are."""
-        whole, middle = self.whole or self, len(self.ids) // 2
-        whole.open += 1
-        return [Part(ids, self.cursor, whole) for ids in (self.ids[:middle], self.ids[middle:])]
+    def split(self, pieces: int) -> list[Part]:
+        """Cut it up; the chunk is done when all its pieces are."""
+        whole, size = self.whole or self, -(-len(self.ids) // pieces)
+        cut = [self.ids[at : at + size] for at in range(0, len(self.ids), size)]
+        whole.open += len(cut) - 1
+        return [Part(ids, self.cursor, whole, self.attempts) for ids in cut]
 
 
 class RunningJob:
@@ -61,40 +72,59 @@ class RunningJob:
         As `JobStore.claim` returned it.
     owner : str
         This process's name in leases.
+    slots : int, default 1
+        Threads that compute: a small job is cut so that all of them have some of it.
     """
 
-    def __init__(self, store: JobStore, record: dict[str, Any], owner: str) -> None:
-        self.store, self.record, self.owner = store, record, owner
+    def __init__(self, store: JobStore, record: dict[str, Any], owner: str, *, slots: int = 1) -> None:
+        self.store, self.record, self.owner, self._slots = store, record, owner, slots
         self.id = str(record["_id"])
         self.again: deque[Part] = deque()
-        self.out = 0
-        self._parts: Iterator[Part] = (Part(ids, cursor) for cursor, ids in store.chunks(record))
+        self.out: set[Part] = set()
+        self.error: BaseException | dict[str, Any] | None = None
+        self.worker: str | None = None
+        self._read = record["resume"]["cursor"]
         self._exhausted = False
         self._order: deque[Part] = deque()
         self._resume = dict(record["resume"])
-        self._done, self._failed = self._resume["done"], self._resume["failed"]
-        self._first = list(record["failures"]["first"])
+        self._done: int = self._resume["done"]
+        self._failed: int = self._resume["failed"]
+        self._first = list(record["failures"]["first"]) if self._failed else []
         self._reported = 0.0
+        self._pace: deque[tuple[float, int]] = deque([(time.monotonic(), self._done)])
 
     def next_part(self) -> Part | None:
-        """Return what to do next; None when nothing is left to start."""
-        if self.again:
+        """Return what to do next; None when there is nothing to start now."""
+        if self.again and self.again[0].not_before <= time.monotonic():
             return self.again.popleft()
-        part = next(self._parts, None)
-        if part is None:
+        if self._exhausted:
+            return None
+        chunk = self.store.next_chunk(self.record, self._read)
+        if chunk is None:
             self._exhausted = True
-        else:
-            self._order.append(part)
-        return part
+            return None
+        part = Part(chunk[1], chunk[0])
+        self._read = part.cursor
+        self._order.append(part)
+        first, *rest = part.split(self._pieces(len(part.ids)))
+        self.again.extend(rest)
+        return first
+
+    def _pieces(self, size: int) -> int:
+        total = self.record["progress"]["total"]
+        if total is None or total >= CHUNK_SIZE * self._slots:
+            return 1
+        return max(1, min(self._slots, size // _SMALLEST, round(self._slots * size / max(1, total))))
 
     @property
     def ended(self) -> bool:
-        """All work was started and came back."""
-        return self._exhausted and not self.out and not self.again
+        """All work was started and came back, or nothing more may be started."""
+        return not self.out and (self.error is not None or (self._exhausted and not self.again))
 
     def count(self, part: Part, outcome: Outcome) -> None:
         """Add what became of some documents of a part."""
         whole = part.whole or part
+        part.partial = 0
         whole.done += outcome.done
         whole.failed += outcome.failed
         self._done += outcome.done
@@ -109,23 +139,55 @@ class RunningJob:
             done, failed = resume["done"] + chunk.done, resume["failed"] + chunk.failed
             self._resume = {"cursor": chunk.cursor, "done": done, "failed": failed}
 
+    @property
+    def done(self) -> int:
+        """Documents done so far, those in unfinished parts included."""
+        return self._done + sum(part.partial for part in self.out)
+
+    @property
+    def failed(self) -> int:
+        """Documents that failed so far."""
+        return self._failed
+
     def report(self, *, at_most_every: float = _REPORT_EVERY_S) -> bool:
         """Write progress and renew the lease, at most ten times a second; False when the job was taken away."""
         now = time.monotonic()
         if now - self._reported < at_most_every:
             return True
         self._reported = now
-        progress = Progress(self._resume, self._done, self._failed, tuple(self._first))
+        rate, eta = self._speed(now)
+        progress = Progress(self._resume, self.done, self._failed, tuple(self._first), rate, eta, self.worker)
         return self.store.report(self.id, self.owner, progress)
 
-    def finish(self, error: BaseException | None = None) -> None:
-        """Write the last progress and the end."""
-        self.report(at_most_every=0)
-        state = "succeeded" if error is None else "failed"
-        self.store.finish(self.id, self.owner, state, None if error is None else error_record(error))
+    def _speed(self, now: float) -> tuple[float | None, float | None]:
+        self._pace.append((now, self.done))
+        while len(self._pace) > 2 and now - self._pace[1][0] > _RATE_OVER_S:
+            self._pace.popleft()
+        (then, before), total = self._pace[0], self.record["progress"]["total"]
+        rate = (self.done - before) / (now - then) if now - then > _REPORT_EVERY_S else 0.0
+        if rate <= 0:
+            return None, None
+        return round(rate, 1), None if total is None else round(max(0, total - self.done) / rate, 1)
+
+    def finish(self) -> bool:
+        """Write the last progress and the end; False when the job was taken away."""
+        if not self.report(at_most_every=0):
+            return False
+        error = self.error
+        if isinstance(error, BaseException):
+            error = error_record(error)
+        if not self.store.finish(self.id, self.owner, "failed" if error else "succeeded", error):
+            return False
+        if not error and not self._failed:
+            self.store.forget_chunks(self.record)
+        return True
 
 
 def error_record(error: BaseException) -> dict[str, Any]:
     """Describe an exception for a record, within bounds."""
     text = "".join(traceback.format_exception(error))
-    return {"type": type(error).__name__, "message": str(error)[:4000], "traceback": text[-_TRACEBACK_CHARS:]}
+    try:
+        message = str(error)[:4000]
+    except Exception:  # an exception whose text can't be made must not hide what happened
+        message = "(its text can't be shown)"
+    return {"type": type(error).__name__, "message": message, "traceback": text[-_TRACEBACK_CHARS:]}

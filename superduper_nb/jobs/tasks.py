@@ -1,40 +1,171 @@
-"""What an executor runs: one chunk of one job, in this process or in a worker."""
+"""What an executor runs: one part of one job, in this process or in a worker."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from typing import Any
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 from pymongo import MongoClient
 from pymongo.database import Database
+from pymongo.errors import ConnectionFailure, PyMongoError
 
 from superduper_nb.errors import InvalidInputError
-from superduper_nb.jobs.outputs import Outcome, Refresh
+from superduper_nb.jobs.capture import Lines, capture
+from superduper_nb.jobs.outputs import Control, Outcome, Refresh
 from superduper_nb.jobs.records import JobStore
+from superduper_nb.jobs.running import error_record
 from superduper_nb.jobs.watchers import Watcher
 from superduper_nb.models.loading import Loader
 
-__all__ = ["execute", "run_chunk"]
+__all__ = ["PROGRESS", "Broken", "assignment", "execute", "prepare", "run_part"]
+
+PROGRESS: Final = "superduper-progress"
+"""The topic under which workers tell how far they are."""
+_LOOK_EVERY_S: Final = 0.25
+_GRACE_S: Final = 20.0
+"""A model that is stopped has so long to come to the end of a batch; then its worker process is ended."""
+_LASTING: Final = 30
 
 
-def run_chunk(database: Database[Any], loader: Loader, job: dict[str, Any], ids: Sequence[Any]) -> Outcome:
-    """Do a part of a job's work."""
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """A part could not be run at all.
+
+    Attributes
+    ----------
+    error : dict
+        ``{"type", "message", "traceback"}``.
+    again : bool
+        MongoDB was away: to be tried again.
+    """
+
+    error: dict[str, Any]
+    again: bool
+
+
+class _Minder(Control):
+    """Looks in on a part from a thread beside it: stores what it prints, tells how far it is, stops it on demand."""
+
+    def __init__(self, store: JobStore, job: dict[str, Any], told: Callable[[int], None], *, worker: bool) -> None:
+        self.guard = worker
+        self.lines = Lines()
+        self._store, self._job, self._told, self._worker = store, job, told, worker
+        self._stop, self._over = threading.Event(), threading.Event()
+        self._done = self._last = 0
+        self._thread = threading.Thread(target=self._mind, name="superduper-minder", daemon=True)
+
+    def stopped(self) -> bool:
+        return self._stop.is_set()
+
+    def tell(self, done: int) -> None:
+        self._done = done
+
+    def __enter__(self) -> _Minder:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._over.set()
+        self._thread.join()
+        self._store_lines(end=True)
+
+    def _mind(self) -> None:
+        stopped_at: float | None = None
+        while not self._over.wait(_LOOK_EVERY_S):
+            with suppress(PyMongoError):  # MongoDB is away: whoever writes outputs will notice
+                if not self._store.owns(self._job["_id"], self._job["owner"]):
+                    self._stop.set()
+                    stopped_at = stopped_at or time.monotonic()
+                self._store_lines()
+            if self._done != self._last:
+                self._told(self._done)
+                self._last = self._done
+            if self._worker and stopped_at and time.monotonic() - stopped_at > _GRACE_S:
+                os._exit(75)  # the pool starts another; a thread can't be ended in any other way
+
+    def _store_lines(self, *, end: bool = False) -> None:
+        if lines := self.lines.take(end=end):
+            with suppress(PyMongoError):
+                self._store.log(self._job["_id"], lines)
+
+
+def assignment(job: dict[str, Any]) -> dict[str, Any]:
+    """Return what an executor has to know of a job."""
+    names = ("_id", "kind", "collection", "component", "retry_failed", "owner", "attempts")
+    return {name: job[name] for name in names}
+
+
+def prepare(database: Database[Any], loader: Loader, job: dict[str, Any]) -> Refresh:
+    """Read what a job's parts have in common."""
     if job["kind"] != "outputs":
         raise InvalidInputError(f"This version knows no job of kind {job['kind']!r}. Update superduper_nb here.")
     watcher = loader.store.get("watcher", job["component"], collection=job["collection"])
-    refresh = Refresh(database, loader, Watcher.from_component(watcher), retry_failed=job["retry_failed"])
-    return refresh.run(ids)
+    return Refresh(database, loader, Watcher.from_component(watcher), retry_failed=job["retry_failed"])
 
 
-def execute(database: str, job: str, ids: Sequence[Any]) -> Outcome:
-    """Do a part of a job's work in a worker, which finds MongoDB by its own configuration."""
-    opened, loader = _opened(database)
-    return run_chunk(opened, loader, JobStore(opened).get(job), ids)
+def run_part(
+    refresh: Refresh,
+    store: JobStore,
+    job: dict[str, Any],
+    ids: Sequence[Any],
+    *,
+    told: Callable[[int], None],
+    worker: bool = False,
+) -> Outcome:
+    """Do a part of a job's work."""
+    with _Minder(store, job, told, worker=worker) as minder, capture(minder.lines, tee=not worker):
+        return refresh.run(ids, minder)
+
+
+def execute(database: str, job: dict[str, Any], ids: Sequence[Any], key: str) -> Outcome | Broken:
+    """Do a part of a job's work in a worker, which finds MongoDB by its own configuration; never raises."""
+    try:
+        refresh, store = _prepared(database, job)
+        outcome = run_part(refresh, store, job, ids, told=_teller(key), worker=True)
+        return replace(outcome, worker=f"{socket.gethostname()}:{os.getpid()}")
+    except BaseException as error:  # what can't be pickled, or would end the worker, becomes a record here
+        return Broken(error_record(error), again=isinstance(error, ConnectionFailure))
+
+
+def _teller(key: str) -> Callable[[int], None]:
+    from distributed import get_worker
+
+    try:
+        worker = get_worker()
+    except ValueError:  # not in one
+        return lambda done: None
+    return lambda done: worker.log_event(PROGRESS, {"key": key, "done": done})
 
 
 # A worker lives long: its connection and its loaded models are kept between tasks. They live in this module because
-# globals of a pickled function would be new for each task.
+# globals of a pickled function would be new for each task. Component versions are those at the first part of a job's
+# attempt: whoever registers a newer one queues a job of its own.
+_kept: dict[tuple[str, str, int], tuple[Refresh, JobStore]] = {}
+_lock = threading.Lock()
+
+
+def _prepared(database: str, job: dict[str, Any]) -> tuple[Refresh, JobStore]:
+    key = (database, job["_id"], job["attempts"])
+    with _lock:
+        if key in _kept:
+            return _kept[key]
+    opened, loader = _opened(database)
+    made = prepare(opened, loader, job), JobStore(opened)
+    with _lock:
+        _kept[key] = made
+        while len(_kept) > _LASTING:
+            del _kept[next(iter(_kept))]
+    return made
+
+
 @functools.cache
 def _opened(database: str) -> tuple[Database[Any], Loader]:
     opened = _client()[database]
@@ -46,4 +177,5 @@ def _client() -> MongoClient[dict[str, Any]]:
     from superduper_nb.cluster.mongod import connect_options
     from superduper_nb.config import Config
 
+    logging.getLogger().setLevel(logging.INFO)  # a worker's log is that of its jobs
     return MongoClient(Config.load().mongodb.address(), **connect_options())

@@ -11,7 +11,7 @@ from superduper_nb.components.store import Component
 from superduper_nb.documents.paths import BASE, output_path, token_path
 from superduper_nb.errors import InvalidInputError
 
-__all__ = ["Watcher", "plan"]
+__all__ = ["Watcher", "overlap", "plan"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +73,11 @@ class Watcher:
         if changed is None or self.key == BASE or self.filter:
             return True
         mine = {self.key, *self.features}
-        return any(_overlap(path, own) for path in changed for own in mine)
+        return any(overlap(path, own) for path in changed for own in mine)
 
 
-def _overlap(a: str, b: str) -> bool:
+def overlap(a: str, b: str) -> bool:
+    """Say whether one of two paths leads to the other, or both are the same."""
     return a == b or a.startswith(f"{b}.") or b.startswith(f"{a}.")
 
 

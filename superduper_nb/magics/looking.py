@@ -73,6 +73,7 @@ def indexes(call: Call) -> Listing:
 
 _WATCHER: Final = ("model", "key", "filter", "features", "version")
 _INDEX: Final = ("models", "keys", "measure", "filter", "version")
+_LIVE: Final = ("state", "size", "dimension", "kind", "bytes", "skipped")
 
 
 def _chosen(facts: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
@@ -82,7 +83,7 @@ def _chosen(facts: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
 def _live(entry: Mapping[str, Any] | None) -> dict[str, Any]:
     if entry is None:
         return {"state": "not loaded"}
-    return {name: value for name, value in entry.items() if name not in ("database", "collection", "id", *_INDEX)}
+    return _chosen(entry, _LIVE)
 
 
 def _collections(call: Call) -> Iterator[Collection[dict[str, Any]]]:

@@ -43,9 +43,8 @@ def find(call: Call) -> Any:
     documents = list(cursor)
     facts = Facts(query=_query(call, "find", options), source=call.source)
     if (reply := cursor.reply) is not None:
-        facts = replace(
-            facts, index=reply.index, strategy=reply.strategy, total=reply.candidates, pending=reply.pending
-        )
+        searched = {name: getattr(reply, name) for name in ("index", "strategy", "candidates", "pending")}
+        facts = replace(facts, **searched)
     elif limit and len(documents) > limit:
         facts = replace(facts, more=True, total=None if call.args.skip else _total(call.collection, filter))
     return _shown(call, documents[: limit or None], replace(facts, took_ms=_since(started)))
@@ -108,7 +107,7 @@ def _options(filter: Mapping[str, Any], args: argparse.Namespace) -> dict[str, A
     """Return the arguments of `Collection.find` that the line stands for."""
     ranking = {"semantic_index": args.index, "exact": args.exact, "min_score": args.min_score}
     choosing = {"skip": args.skip, "sort": args.sort, "projection": args.fields}
-    options = {name: value for name, value in (ranking | choosing).items() if value not in (None, False, 0)}
+    options = {name: value for name, value in (ranking | choosing).items() if value is not None and value is not False}
     if "$like" in filter:
         if args.n == 0:
             raise InvalidInputError("-n 0 (all documents) does not go with $like: say how many of the nearest.")
@@ -132,16 +131,20 @@ def _total(collection: Collection[dict[str, Any]], filter: Mapping[str, Any]) ->
 
 def _query(call: Call, method: str, options: Mapping[str, Any]) -> str:
     """Return the Python that does the same."""
-    if call.args.target is None and call.connection.alias:
-        name = call.connection.alias
-    else:
-        target = call.target
+    name, lines = call.connection.alias, []
+    if call.args.target is not None or not name:
+        target, settings = call.target, call.connection.settings
         name = f"client[{target.database!r}][{target.collection!r}]"
+        lines += ["import superduper_nb as sd", f"client = sd.connect({_arguments(settings)})"]
+    if call.body and (needs := call.body.needs(call.names)):
+        lines.append(f"from superduper_nb.magics.constructors import {', '.join(needs)}")
     body = call.body.python if call.body else "{}"
-    arguments = ", ".join([body, *(f"{key}={value!r}" for key, value in options.items())])
-    needs = call.body.needs(call.names) if call.body else []
-    imports = f"from superduper_nb.magics.constructors import {', '.join(needs)}\n" if needs else ""
-    return f"{imports}{name}.{method}({arguments})"
+    given = f", {_arguments(options)}" if options else ""
+    return "\n".join([*lines, f"{name}.{method}({body}{given})"])
+
+
+def _arguments(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in options.items())
 
 
 def _since(started: float) -> float:

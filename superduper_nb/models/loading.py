@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
 from pymongo.database import Database
 
 from superduper_nb.components.store import Component, ComponentStore
 from superduper_nb.documents.codec import Codec
-from superduper_nb.documents.types import builtin_types
+from superduper_nb.documents.types import Type, builtin_types
 from superduper_nb.models.apply import Predictor
 
 __all__ = ["Loader"]
@@ -27,10 +27,12 @@ class Loader:
     ----------
     database : pymongo.database.Database
         Whose components.
+    store : ComponentStore, optional
+        Where to look them up; default: in the database, each time.
     """
 
-    def __init__(self, database: Database[Any]) -> None:
-        self.store = ComponentStore(database)
+    def __init__(self, database: Database[Any], store: ComponentStore | None = None) -> None:
+        self.store = store or ComponentStore(database)
         self._cache: dict[str, Any] = {}
         self._lock = threading.Lock()
 
@@ -59,10 +61,15 @@ class Loader:
     def codec(self) -> Codec:
         """Return a codec that knows the built-in types and those registered now."""
         own = self.store.current("type", collection="")
-        if not own:
-            return self._cached("codec", lambda: Codec(builtin_types()))
         key = "codec " + " ".join(sorted(component.hash for component in own))
-        return self._cached(key, lambda: Codec({**builtin_types(), **{c.id: self.object(c) for c in own}}))
+        return self._cached(key, lambda: Codec(self._types(own)))
+
+    def types(self) -> dict[str, Type]:
+        """Return the built-in types and those registered now, by name."""
+        return self._types(self.store.current("type", collection=""))
+
+    def _types(self, own: Sequence[Component]) -> dict[str, Type]:
+        return {**builtin_types(), **{component.id: self.object(component) for component in own}}
 
     def _cached(self, key: str, build: Callable[[], T]) -> T:
         with self._lock:

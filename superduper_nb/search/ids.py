@@ -5,14 +5,18 @@ from __future__ import annotations
 import datetime
 import math
 import uuid
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import bson
-from bson import Decimal128, ObjectId, Regex, Timestamp
-from bson.binary import UuidRepresentation
+from bson import DBRef, Decimal128, Int64, ObjectId, Regex, Timestamp
+from bson.binary import Binary, UuidRepresentation
 from bson.codec_options import CodecOptions
+from bson.datetime_ms import DatetimeMS
+from bson.max_key import MaxKey
+from bson.min_key import MinKey
 
-__all__ = ["id_key", "sort_key"]
+__all__ = ["id_key", "id_keys", "sort_key"]
 
 
 def id_key(id: Any) -> Any:
@@ -20,12 +24,26 @@ def id_key(id: Any) -> Any:
 
     MongoDB compares numbers by value (1, 1.0 and Int64(1) are one identifier) and everything else within its type.
     """
-    if type(id) in (ObjectId, str):
+    if type(id) in _OWN_KEY:
         return id
-    if isinstance(id, _NUMBERS) and not isinstance(id, bool):
+    if isinstance(id, bool):
+        return ("bool", id)
+    if isinstance(id, _NUMBERS):
         value = id.to_decimal() if isinstance(id, Decimal128) else id
-        return ("number", "nan" if math.isnan(value) else value)
+        return ("nan",) if math.isnan(value) else value
+    if isinstance(id, DBRef):
+        id = id.as_doc()
+    if isinstance(id, Mapping):
+        return ("document", *((name, id_key(value)) for name, value in id.items()))
+    if isinstance(id, (list, tuple)):
+        return ("array", *map(id_key, id))
     return _bytes(id)
+
+
+def id_keys(ids: Iterable[Any]) -> list[Any]:
+    """Return the keys of many; where their classes are the common ones, without a step for each."""
+    found = list(ids)
+    return found if set(map(type, found)) <= _OWN_KEY else list(map(id_key, found))
 
 
 def sort_key(id: Any) -> tuple[int, Any]:
@@ -35,29 +53,49 @@ def sort_key(id: Any) -> tuple[int, Any]:
     ----------
     https://www.mongodb.com/docs/manual/reference/bson-type-comparison-order/
     """
-    if isinstance(id, _NUMBERS) and not isinstance(id, bool):
+    if isinstance(id, DBRef):
+        id = id.as_doc()
+    rank = _rank(id)
+    if rank == _NUMBER_RANK:
         value = id.to_decimal() if isinstance(id, Decimal128) else id
-        return _NUMBER_RANK, -math.inf if math.isnan(value) else value
-    rank = next((rank for rank, types in _RANKS.items() if isinstance(id, types)), _LAST_RANK)
-    return rank, id if isinstance(id, _COMPARABLE) else _bytes(id)
+        return rank, -math.inf if math.isnan(value) else value
+    if isinstance(id, Mapping):
+        return rank, tuple((_rank(value), name, sort_key(value)) for name, value in id.items())
+    if isinstance(id, (list, tuple)):
+        return rank, tuple(map(sort_key, id))
+    if isinstance(id, uuid.UUID):
+        id = Binary.from_uuid(id)
+    if isinstance(id, bytes):
+        return rank, (len(id), getattr(id, "subtype", 0), bytes(id))
+    if isinstance(id, datetime.datetime):
+        return rank, int(DatetimeMS(id))
+    return rank, id if isinstance(id, (str, ObjectId, bool, Timestamp, DatetimeMS)) else _bytes(id)
 
 
+def _rank(id: Any) -> int:
+    if isinstance(id, _NUMBERS) and not isinstance(id, bool):
+        return _NUMBER_RANK
+    return next((rank for rank, types in _RANKS.items() if isinstance(id, types)), _CODE_RANK)
+
+
+_OWN_KEY = {ObjectId, str, int, Int64}
 _NUMBERS = (int, float, Decimal128)
 _NUMBER_RANK = 2
 _RANKS: dict[int, tuple[type, ...]] = {
+    0: (MinKey,),
     1: (type(None),),
     3: (str,),
-    4: (dict,),
-    5: (list,),
+    4: (Mapping, DBRef),
+    5: (list, tuple),
     6: (bytes, uuid.UUID),
     7: (ObjectId,),
     8: (bool,),
-    9: (datetime.datetime,),
+    9: (datetime.datetime, DatetimeMS),
     10: (Timestamp,),
     11: (Regex,),
+    13: (MaxKey,),
 }
-_LAST_RANK = 12
-_COMPARABLE = (str, ObjectId, bool, datetime.datetime, Timestamp)
+_CODE_RANK = 12
 _OPTIONS: CodecOptions[dict[str, Any]] = CodecOptions(uuid_representation=UuidRepresentation.STANDARD)
 
 

@@ -1,23 +1,33 @@
-"""Vectors in one array, searched exactly, changed while they are searched."""
+"""Vectors in one array, searched completely, changed while they are searched."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from superduper_nb.search.ids import id_key, sort_key
+from superduper_nb.search.ids import id_key, id_keys, sort_key
 from superduper_nb.search.measures import Floats, Measure
+from superduper_nb.search.scan import DEPTHS, Segment, Slots, calibrated, encoder
 
 __all__ = ["Hits", "VectorIndex"]
 
 _FIRST_CAPACITY: Final = 1024
 _DEAD_SHARE: Final = 0.25
 
-Slots = NDArray[np.intp]
+_GATHER_SHARE: Final = 0.25
+
+_SCAN_FROM: Final = 4_000_000
+"""Numbers (rows x dimension) from which a scan of codes is worth it: below, the exact one takes a millisecond."""
+_TAIL: Final = 8192
+"""Rows behind the last segment that are scanned exactly, before a segment is made of them."""
+_SEGMENT: Final = 131_072
+"""Rows a segment, at most: it is made anew as a whole, which takes about 3 µs a row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +37,8 @@ class Hits:
     ids: list[Any]
     scores: Floats
     distances: Floats | None
+    kind: str = "exact"
+    candidates: int = 0
 
 
 @dataclass(slots=True)
@@ -40,6 +52,10 @@ class _Rows:
     alive : array of shape (capacity,), bool
     count : int
         Slots in use, dead ones among them.
+    segments : tuple of Segment
+        Codes of the first slots, without a gap; what is behind them is the tail.
+    depth : int or None
+        Candidates that a segment has to give; None where codes are of no use on these vectors.
     """
 
     vectors: Floats
@@ -47,6 +63,8 @@ class _Rows:
     alive: NDArray[np.bool_]
     ids: list[Any]
     count: int = 0
+    segments: tuple[Segment, ...] = ()
+    depth: int | None = DEPTHS[0]
 
     @classmethod
     def empty(cls, capacity: int, dimension: int) -> _Rows:
@@ -54,21 +72,49 @@ class _Rows:
         vectors = np.empty((capacity, dimension), dtype=np.float32)
         return cls(vectors, np.empty(capacity, dtype=np.float32), np.zeros(capacity, dtype=bool), [])
 
-    def append(self, vectors: Floats, ids: list[Any]) -> None:
+    def append(self, vectors: Floats, ids: Sequence[Any]) -> None:
         """Add rows behind the last; there must be room."""
         end = self.count + len(ids)
         self.vectors[self.count : end] = vectors
-        self.norms[self.count : end] = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
+        with np.errstate(over="ignore"):
+            self.norms[self.count : end] = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
         self.alive[self.count : end] = True
         self.ids.extend(ids)
         self.count = end
 
+    @property
+    def coded(self) -> int:
+        """Slots that have codes."""
+        return self.segments[-1].stop if self.segments else 0
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """What a search sees: the state of one moment.
+
+    Attributes
+    ----------
+    alive : array of shape (count,), bool, or None
+        None where all are.
+    """
+
+    rows: _Rows
+    count: int
+    living: int
+    alive: NDArray[np.bool_] | None
+    segments: tuple[Segment, ...]
+    depth: int | None
+
+
+_EMPTY: Final = Hits([], np.empty(0), None)
+
 
 class VectorIndex:
-    """An exact index.
+    """An index in memory.
 
     Searches never wait for each other and hardly for changes: they read an array to which rows are only added. A changed
-    vector is a new row and a dead one; when a quarter is dead, the living move to a new array.
+    vector is a new row and a dead one; when a quarter is dead, the living move to a new array. Large ones are searched by
+    codes (`superduper_nb.search.scan`), which a thread makes of rows that have been there for a while.
 
     Parameters
     ----------
@@ -81,6 +127,8 @@ class VectorIndex:
         self._lock = threading.Lock()
         self._rows: _Rows | None = None
         self._slots: dict[Any, int] = {}
+        self._encode = encoder(measure)
+        self._builder: threading.Thread | None = None
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -91,41 +139,55 @@ class VectorIndex:
         return None if self._rows is None else self._rows.vectors.shape[1]
 
     @property
-    def nbytes(self) -> int:
-        """Memory of the arrays, bytes."""
+    def kind(self) -> str:
+        """``"scan"`` where codes are searched first, else ``"exact"``."""
         rows = self._rows
-        return 0 if rows is None else rows.vectors.nbytes + rows.norms.nbytes + rows.alive.nbytes
+        return "scan" if rows is not None and rows.segments and rows.depth else "exact"
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the arrays and codes, bytes."""
+        rows = self._rows
+        if rows is None:
+            return 0
+        codes = rows.coded * rows.vectors.shape[1] // 2
+        return rows.vectors.nbytes + rows.norms.nbytes + rows.alive.nbytes + codes
 
     # --- change ------------------------------------------------------------------------------------------------
 
-    def put(self, ids: list[Any], vectors: Floats) -> None:
+    def put(self, ids: Sequence[Any], vectors: Floats) -> None:
         """Add vectors, or replace those of identifiers that are there.
 
         Parameters
         ----------
-        ids : list
-            Distinct identifiers.
+        ids : sequence
+            Identifiers; of two that are equal the last counts.
         vectors : array of shape (len(ids), d)
+            Finite; under cosine, without zero vectors.
         """
-        if not ids:
+        if not len(ids):
             return
+        keys = id_keys(ids)
+        if len(last := dict(zip(keys, range(len(keys)), strict=True))) < len(keys):
+            ids, vectors, keys = [ids[i] for i in last.values()], vectors[list(last.values())], list(last)
         with self._lock:
             rows = self._room(len(ids), vectors.shape[1])
             first = rows.count
-            rows.append(np.ascontiguousarray(vectors, dtype=np.float32), ids)
-            for slot, id in enumerate(ids, start=first):
-                old = self._slots.get(key := id_key(id))
-                if old is not None:
-                    rows.alive[old] = False
-                self._slots[key] = slot
+            rows.append(np.asarray(vectors, dtype=np.float32), ids)
+            old = [slot for slot in map(self._slots.get, keys) if slot is not None]
+            rows.alive[old] = False
+            self._slots.update(zip(keys, range(first, rows.count), strict=True))
+            self._tend(rows)
 
-    def remove(self, ids: list[Any]) -> None:
+    def remove(self, ids: Sequence[Any]) -> None:
         """Take identifiers out; those that are not there are no matter."""
         with self._lock:
-            for id in ids:
-                slot = self._slots.pop(id_key(id), None)
-                if slot is not None and self._rows is not None:
-                    self._rows.alive[slot] = False
+            found = map(self._slots.pop, id_keys(ids), repeat(None))
+            slots = [slot for slot in found if slot is not None]
+            if not self._slots:
+                self._rows = None
+            elif self._rows is not None:
+                self._rows.alive[slots] = False
 
     def _room(self, extra: int, dimension: int) -> _Rows:
         rows = self._rows
@@ -137,13 +199,67 @@ class VectorIndex:
 
     def _moved(self, rows: _Rows, extra: int) -> _Rows:
         """Copy to a larger array; leave the dead behind where there are many."""
-        dead = rows.count - len(self._slots)
-        keep = np.flatnonzero(rows.alive[: rows.count]) if dead > _DEAD_SHARE * rows.count else np.arange(rows.count)
-        new = _Rows.empty(max(2 * len(keep), len(keep) + extra), rows.vectors.shape[1])
-        new.append(rows.vectors[keep], [rows.ids[slot] for slot in keep])
-        new.alive[: new.count] = rows.alive[keep]
-        self._slots = {id_key(new.ids[slot]): slot for slot in np.flatnonzero(new.alive[: new.count]).tolist()}
+        living, count = len(self._slots), rows.count
+        if count - living <= _DEAD_SHARE * count:
+            new = _Rows.empty(count + max(extra, count // 4, _FIRST_CAPACITY), rows.vectors.shape[1])
+            for name in ("vectors", "norms", "alive"):
+                getattr(new, name)[:count] = getattr(rows, name)[:count]
+            new.ids, new.count, new.segments, new.depth = rows.ids, count, rows.segments, rows.depth
+            return new
+        keep = np.flatnonzero(rows.alive[:count])
+        new = _Rows.empty(living + max(extra, living // 4, _FIRST_CAPACITY), rows.vectors.shape[1])
+        new.append(rows.vectors[keep], [rows.ids[slot] for slot in keep.tolist()])
+        self._slots = dict(zip(id_keys(new.ids), range(living), strict=True))
         return new
+
+    # --- codes -------------------------------------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """Wait until the codes are made."""
+        while (builder := self._builder) is not None:
+            builder.join()
+
+    def _tend(self, rows: _Rows) -> None:
+        """Have codes made of the tail where it has grown long."""
+        if self._encode is None or rows.depth is None or self._builder is not None:
+            return
+        if rows.count * rows.vectors.shape[1] >= _SCAN_FROM and rows.count - rows.coded >= _TAIL:
+            self._builder = threading.Thread(target=self._build, name="vector codes", daemon=True)
+            self._builder.start()
+
+    def _build(self) -> None:
+        try:
+            while (due := self._due()) is not None:
+                rows, start, stop = due
+                segment, depth = self._segment(rows, start, stop)
+                with self._lock:
+                    if self._rows is None or self._rows.ids is not rows.ids:
+                        continue  # the rows moved to other slots meanwhile
+                    kept = tuple(s for s in self._rows.segments if s.stop <= start)
+                    self._rows.segments = (*kept, segment)
+                    self._rows.depth = None if depth is None else max(depth, self._rows.depth or 0)
+        finally:
+            self._builder = None
+
+    def _due(self) -> tuple[_Rows, int, int] | None:
+        """Return which slots to make a segment of: the tail, and smaller segments before it."""
+        with self._lock:
+            rows = self._rows
+            if rows is None or rows.depth is None or rows.count - rows.coded < _TAIL:
+                return None
+            start, stop = rows.coded, min(rows.count, rows.coded + _SEGMENT)
+            for segment in reversed(rows.segments):
+                if segment.stop - segment.start > stop - start or stop - segment.start > _SEGMENT:
+                    break
+                start = segment.start
+            return rows, start, stop
+
+    def _segment(self, rows: _Rows, start: int, stop: int) -> tuple[Segment, int | None]:
+        assert self._encode is not None
+        vectors, norms = rows.vectors[start:stop], rows.norms[start:stop]
+        cosine = self.measure.name == "cosine"
+        segment = Segment(start, stop, self._encode(vectors / norms[:, None] if cosine else vectors))
+        return segment, calibrated(segment, vectors, norms, self.measure)
 
     # --- search ------------------------------------------------------------------------------------------------
 
@@ -153,54 +269,92 @@ class VectorIndex:
             slot = self._slots.get(id_key(id))
             return None if slot is None or self._rows is None else self._rows.vectors[slot].copy()
 
-    def search(self, query: Floats, n: int, *, among: list[Any] | None = None) -> Hits:
+    def search(self, query: Floats, n: int, *, among: Sequence[Any] | None = None, exact: bool = False) -> Hits:
         """Return the `n` nearest, of all or `among` some identifiers.
 
         Parameters
         ----------
         query : array of shape (d,), float32
         n : int
-        among : list, optional
+        among : sequence, optional
             Identifiers; those that are not in the index count as not there.
+        exact : bool, default False
+            Score every vector, also where codes would do.
         """
+        keys = None if among is None else id_keys(among)
         with self._lock:
-            rows = self._rows
-            if rows is None:
-                return Hits([], np.empty(0), None)
-            slots = self._living(rows) if among is None else self._slots_of(among)
-        vectors, norms = rows.vectors, rows.norms
-        if slots is not None:
-            vectors, norms = vectors[slots], norms[slots]
-        else:
-            slots = np.arange(len(self._slots))
-        return self._best(rows, slots, query, n, vectors[: len(slots)], norms[: len(slots)])
+            view = self._view()
+            subset = None if keys is None else [slot for slot in map(self._slots.get, keys) if slot is not None]
+        if view is None:
+            return _EMPTY
+        if subset is not None:
+            return self._among(view, np.unique(np.array(subset, dtype=np.intp)), query, n)
+        if not exact and (found := self._scan(view, query, n)) is not None:
+            return found
+        return self._among(view, None if view.alive is None else np.flatnonzero(view.alive), query, n)
 
-    def _living(self, rows: _Rows) -> Slots | None:
-        """Return the living slots; None where all are, and the array can be read as it stands."""
-        return None if rows.count == len(self._slots) else np.flatnonzero(rows.alive[: rows.count])
+    def _view(self) -> _View | None:
+        rows = self._rows
+        if rows is None:
+            return None
+        living = len(self._slots)
+        alive = None if rows.count == living else rows.alive[: rows.count].copy()
+        return _View(rows, rows.count, living, alive, rows.segments, rows.depth)
 
-    def _slots_of(self, ids: list[Any]) -> Slots:
-        found = {slot for id in ids if (slot := self._slots.get(id_key(id))) is not None}
-        return np.array(sorted(found), dtype=np.intp)
+    def _among(self, view: _View, slots: Slots | None, query: Floats, n: int) -> Hits:
+        """Score these slots, or all."""
+        rows, count = view.rows, view.count
+        if slots is not None and not len(slots):
+            return _EMPTY
+        if slots is not None and len(slots) <= _GATHER_SHARE * count:
+            scores, error = self.measure.rough(query, rows.vectors[slots], rows.norms[slots])
+        else:  # read in one go, also those that do not count: quicker than to gather many
+            scores, error = self.measure.rough(query, rows.vectors[:count], rows.norms[:count])
+            if slots is not None:
+                scores, error = scores[slots], error[slots] if isinstance(error, np.ndarray) else error
+        near = _candidates(scores, error, n)
+        return self._ranked(rows, near if slots is None else slots[near], query, n, "exact", len(scores))
 
-    def _best(self, rows: _Rows, slots: Slots, query: Floats, n: int, vectors: Floats, norms: Floats) -> Hits:
-        if self.measure.name == "cosine":  # a zero vector has no direction: it is near nothing
-            there = norms > 0
-            if not there.all():
-                slots, vectors, norms = slots[there], vectors[there], norms[there]
+    def _scan(self, view: _View, query: Floats, n: int) -> Hits | None:
+        """Score what the codes hold to be near, and the tail; None where that would not be less than everything."""
+        if not view.segments or view.depth is None:
+            return None
+        depth = view.depth * -(-n // 10)
+        coded = view.segments[-1].stop
+        if depth * len(view.segments) * 8 > coded:
+            return None
+        near = np.concatenate([segment.search(query, depth) for segment in view.segments])
+        if view.alive is not None:
+            near = near[view.alive[near]]
+        if len(near) < max(n, depth // 2):
+            return None  # most of what is near is dead
+        tail = np.arange(coded, view.count)
+        if view.alive is not None:
+            tail = tail[view.alive[tail]]
+        if len(tail):
+            scores, error = self.measure.rough(query, view.rows.vectors[tail], view.rows.norms[tail])
+            near = np.concatenate([near, tail[_candidates(scores, error, n)]])
+        return self._ranked(view.rows, near, query, n, "scan", len(near))
+
+    def _ranked(self, rows: _Rows, slots: Slots, query: Floats, n: int, kind: str, candidates: int) -> Hits:
+        """Score candidates in float64, and put the best `n` in order."""
         if not len(slots):
-            return Hits([], np.empty(0), None)
-        rough = self.measure.rough(query, vectors, norms)
-        candidates = _candidates(rough, n, self.measure.slack(rough))
-        scores, distances = self.measure.exact(query, vectors[candidates])
-        ids = [rows.ids[slot] for slot in slots[candidates]]
-        order = sorted(range(len(ids)), key=lambda i: (-scores[i], sort_key(ids[i])))[:n]
-        return Hits([ids[i] for i in order], scores[order], None if distances is None else distances[order])
+            return _EMPTY
+        scores, distances = self.measure.exact(query, rows.vectors[slots])
+        if len(slots) > 2 * n:  # fewer identifiers to compare
+            best = np.flatnonzero(scores >= np.partition(scores, len(scores) - n)[len(scores) - n])
+            slots, scores, distances = slots[best], scores[best], None if distances is None else distances[best]
+        ids = [rows.ids[slot] for slot in slots.tolist()]
+        values = scores.tolist()
+        order = sorted(range(len(ids)), key=lambda i: (-values[i], sort_key(ids[i])))[:n]
+        kept = None if distances is None else distances[order]
+        return Hits([ids[i] for i in order], scores[order], kept, kind, candidates)
 
 
-def _candidates(rough: Floats, n: int, slack: float) -> Slots:
+def _candidates(scores: Floats, error: Floats | float, n: int) -> Slots:
     """Return positions that are sure to hold the `n` best and all that tie with the last of them."""
-    if n >= len(rough):
-        return np.arange(len(rough))
-    threshold = np.partition(rough, len(rough) - n)[len(rough) - n] - 2 * slack
-    return np.flatnonzero(rough >= threshold)
+    if n >= len(scores):
+        return np.arange(len(scores))
+    surely = scores - error
+    threshold = np.partition(surely, len(surely) - n)[len(surely) - n]
+    return np.flatnonzero(scores + error >= threshold)

@@ -1,44 +1,72 @@
 """An index that follows its collection: loaded by one query, kept up by a change stream.
 
 The stream is opened before the query runs, so no change falls between them. An event only says which document changed;
-the document is then read again with the very query that loaded the index, which either gives its vector or says that it
+the document is then read again, as the query that loaded the index read it, which either gives its vector or says that it
 is out. So events may come twice, late or mixed with newer states: the index always moves to what the collection holds.
+
+An index belongs to one model version. Where a newer version has computed a document anew, the vector of the older one
+stays, so that the old index is whole until the new one is; it goes when the document itself changes.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
 from bson import Timestamp
-from bson.binary import Binary
+from pymongo import ReadPreference
 from pymongo.change_stream import ChangeStream
 from pymongo.collection import Collection
-from pymongo.errors import PyMongoError
+from pymongo.errors import ConnectionFailure, PyMongoError
+from pymongo.read_concern import ReadConcern
 from toolz import partition_all
 
-from superduper_nb.documents.paths import get_path, token_path
+from superduper_nb.documents.paths import BASE, get_path, output_path, token_path
 from superduper_nb.errors import DeadlineError
 from superduper_nb.search.ids import id_key
 from superduper_nb.search.index import VectorIndex
 from superduper_nb.search.measures import Floats
+from superduper_nb.search.vectors import stored_vector
 
 __all__ = ["LiveIndex"]
 
 log = logging.getLogger(__name__)
 
-_LOAD_BATCH: Final = 2000
+_BATCH: Final = 2000
 _AWAIT_MS: Final = 25
-_PAUSE_S: Final = 1.0
-_STEP_WAIT_S: Final = 0.2
+_PAUSE_S: Final = 0.5
+_GONE: Final = ("drop", "rename", "dropDatabase", "invalidate")
+_PRIVATE: Final = ("_outputs.", "_sddb.")
 
-_HEADER: Final = b"\x27\x00"
-"""Of a BSON binary vector (subtype 9): float32, no padding."""
+
+@dataclass(slots=True)
+class _News:
+    """What the stream told since the last time.
+
+    Attributes
+    ----------
+    changed : list
+        Documents whose own content may have changed.
+    computed : list
+        Documents of which only outputs changed.
+    token : mapping
+        Up to where.
+    drained : bool
+        Everything there was has been read; else more may have happened at the very time of the token.
+    """
+
+    changed: list[Any] = field(default_factory=list)
+    computed: list[Any] = field(default_factory=list)
+    token: Mapping[str, Any] | None = None
+    drained: bool = True
+
+    def __len__(self) -> int:
+        return len(self.changed) + len(self.computed)
 
 
 class LiveIndex:
@@ -68,17 +96,16 @@ class LiveIndex:
     ) -> None:
         self.index, self.version = index, version
         self.skipped = 0
-        self._collection = collection
-        self._path = f"_outputs.{key}.{model}"
-        token = token_path(model, key)
-        self._query: dict[str, Any] = {f"{token}.v": version, f"{token}.error": {"$exists": False}}
-        if filter:
-            self._query = {"$and": [self._query, dict(filter)]}
-        self._filtered = bool(filter)
+        # Of the primary and majority-committed, as the stream is: nothing that could be rolled back.
+        self._collection = collection.with_options(
+            read_preference=ReadPreference.PRIMARY, read_concern=ReadConcern("majority")
+        )
+        self._key, self._path, self._token = key, output_path(key, model), token_path(model, key)
+        self._filter = dict(filter)
         self._seen = Timestamp(0, 0)
         self._moved = threading.Condition()
         self._stop = threading.Event()
-        self._loaded = threading.Event()
+        self._ready = False
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._follow, name=f"index {self._path}", daemon=True)
 
@@ -90,45 +117,49 @@ class LiveIndex:
 
     def close(self) -> None:
         """Stop following."""
-        self._stop.set()
-        self._loaded.set()
-        self._thread.join(timeout=5)
+        with self._moved:
+            self._stop.set()
+            self._moved.notify_all()
+        if self._thread.is_alive():
+            self._thread.join(timeout=5)
+
+    @property
+    def ready(self) -> bool:
+        """It is loaded and follows its collection."""
+        return self._ready and self._error is None
 
     def wait(self, after: Timestamp | None, timeout: float) -> None:
-        """Wait until it is loaded and has seen the writes up to `after`.
+        """Wait until it is loaded, follows its collection, and has seen the writes up to `after`.
 
         Raises
         ------
         DeadlineError
-            It took longer than `timeout` seconds.
+            It took longer than `timeout` seconds: rather no answer than a stale one.
         """
-        deadline = time.monotonic() + timeout
-        if not self._loaded.wait(timeout):
-            raise DeadlineError(f"The index was not loaded within {timeout:g} s; it goes on loading. Try again.")
         with self._moved:
-            while after is not None and self._seen < after and not self._stop.is_set():
-                if (
-                    not self._moved.wait(max(0.0, min(deadline - time.monotonic(), 1.0)))
-                    and time.monotonic() > deadline
-                ):
-                    raise DeadlineError(f"The index is more than {timeout:g} s behind the collection{self._why()}.")
+            if self._moved.wait_for(lambda: self._stop.is_set() or self._fresh(after), timeout):
+                return
+            why = f" ({type(self._error).__name__}: {self._error})" if self._error else ""
+            state = "behind its collection" if self._ready else "still loading"
+        raise DeadlineError(f"The index is {state} after {timeout:g} s{why}. It goes on by itself: try again.")
 
-    def _why(self) -> str:
-        return f" ({type(self._error).__name__})" if self._error else ""
+    def _fresh(self, after: Timestamp | None) -> bool:
+        return self.ready and (after is None or self._seen >= after)
 
     def describe(self) -> dict[str, Any]:
         """Say how large, how fresh and in what state it is."""
-        loaded = "ready" if self._loaded.is_set() else "loading"
+        loading = "loading" if self._error is None else "rebuilding"
         return {
-            "state": loaded if self._error is None else "behind",
+            "state": ("ready" if self._error is None else "behind") if self._ready else loading,
             "size": len(self.index),
             "dimension": self.index.dimension,
-            "kind": "exact",
+            "kind": self.index.kind,
             "measure": self.index.measure.name,
             "bytes": self.index.nbytes,
             "skipped": self.skipped,
             "model_version": self.version,
             "cluster_time": self._seen,
+            "lag_s": max(0.0, time.time() - self._seen.time) if self._error else 0.0,
         }
 
     # --- the thread ----------------------------------------------------------------------------------------------
@@ -140,16 +171,23 @@ class LiveIndex:
                 with self._watch(resume) as stream:
                     if resume is None:
                         self._load()
-                    for changed, token in self._events(stream):
-                        self._read_again(changed)
-                        resume = token
-                        self._advance(token)
-            except PyMongoError as error:
-                if not error.has_error_label("ResumableChangeStreamError") and not _away(error):
-                    resume = None  # the stream's history is gone, or the collection is: begin anew
-                self._error = error
+                    for news in self._events(stream):
+                        self._apply(news)
+                        resume = news.token
+                        self._advance(news)
+            except _CollectionGoneError as error:
+                resume = None
+                self._lost(error, ready=False)
+            except Exception as error:  # whatever it is, the index must come back
+                if not _may_resume(error):
+                    resume = None
+                self._lost(error, ready=resume is not None)
                 log.warning("Index %s lost its change stream (%s); it comes back.", self._path, type(error).__name__)
                 self._stop.wait(_PAUSE_S)
+
+    def _lost(self, error: Exception, *, ready: bool) -> None:
+        with self._moved:
+            self._error, self._ready = error, ready
 
     def _watch(self, resume: Mapping[str, Any] | None) -> ChangeStream[dict[str, Any]]:
         names = {"$map": {"input": {"$objectToArray": "$updateDescription.updatedFields"}, "in": "$$this.k"}}
@@ -158,7 +196,6 @@ class LiveIndex:
                 "$project": {
                     "operationType": 1,
                     "documentKey._id": 1,
-                    "clusterTime": 1,
                     "updated": {"$cond": ["$updateDescription", names, []]},
                     "removed": "$updateDescription.removedFields",
                 }
@@ -166,50 +203,93 @@ class LiveIndex:
         ]
         return self._collection.watch(pipeline, resume_after=resume, max_await_time_ms=_AWAIT_MS)
 
-    def _events(self, stream: ChangeStream[dict[str, Any]]) -> Iterator[tuple[list[Any], Mapping[str, Any]]]:
-        """Yield what changed, with the token up to which it did; nothing changed is news too."""
+    def _events(self, stream: ChangeStream[dict[str, Any]]) -> Iterator[_News]:
+        """Yield what changed, and up to when; that nothing changed is news too."""
         while not self._stop.is_set() and stream.alive:
-            changed: list[Any] = []
+            news = _News()
             event = stream.try_next()
             while event is not None:
-                if event["operationType"] in ("drop", "rename", "invalidate"):
-                    raise _CollectionGoneError(event["operationType"])
-                if self._concerns(event):
-                    changed.append(event["documentKey"]["_id"])
-                event = stream.try_next() if len(changed) < _LOAD_BATCH else None
-            if stream.resume_token is not None:
-                yield changed, stream.resume_token
+                self._note(event, news)
+                news.drained = len(news) < _BATCH
+                event = stream.try_next() if news.drained else None
+            news.token = stream.resume_token
+            if news.token is not None:
+                yield news
 
-    def _concerns(self, event: Mapping[str, Any]) -> bool:
-        if event["operationType"] != "update" or self._filtered:
-            return True
-        fields = [*event.get("updated", ()), *event.get("removed", ())]
-        return any(f"{field}.".startswith(("_outputs.", "_sddb.")) for field in fields)
+    def _note(self, event: Mapping[str, Any], news: _News) -> None:
+        if event["operationType"] in _GONE:
+            raise _CollectionGoneError(f"the collection saw {event['operationType']!r}")
+        id = event["documentKey"]["_id"]
+        if event["operationType"] != "update":
+            news.changed.append(id)
+            return
+        fields = [f"{name}." for name in (*event.get("updated", ()), *event.get("removed", ()))]
+        if any(self._is_content(name) for name in fields):
+            news.changed.append(id)
+        elif any(name.startswith(_PRIVATE) for name in fields):
+            news.computed.append(id)
+
+    def _is_content(self, name: str) -> bool:
+        """Say whether a field (with a dot behind it) can change what the vector is made of, or the filter."""
+        if name.startswith(_PRIVATE):
+            return False
+        key = f"{self._key}."
+        return bool(self._filter) or self._key == BASE or name.startswith(key) or key.startswith(name)
 
     def _load(self) -> None:
         fresh = VectorIndex(self.index.measure)
-        found = self._collection.find(self._query, {self._path: 1}, batch_size=_LOAD_BATCH)
-        for documents in partition_all(_LOAD_BATCH, found):
+        self.skipped = 0
+        query = self._with_filter({f"{self._token}.v": self.version, f"{self._token}.error": {"$exists": False}})
+        found = self._collection.find(query, {self._path: 1}, batch_size=_BATCH)
+        for documents in partition_all(_BATCH, found):
             self._put(fresh, documents)
             if self._stop.is_set():
                 return
-        self.index = fresh
-        self._error = None
-        self._loaded.set()
+        with self._moved:
+            self.index, self._ready, self._error = fresh, True, None
+            self._moved.notify_all()
 
-    def _read_again(self, ids: list[Any]) -> None:
-        for part in partition_all(_LOAD_BATCH, ids):
-            query = {"$and": [{"_id": {"$in": list(part)}}, self._query]}
-            present = set(map(id_key, self._put(self.index, self._collection.find(query, {self._path: 1}))))
-            self.index.remove([id for id in part if id_key(id) not in present])
+    def _with_filter(self, query: dict[str, Any]) -> dict[str, Any]:
+        return {"$and": [query, self._filter]} if self._filter else query
 
-    def _put(self, index: VectorIndex, documents: Iterable[dict[str, Any]]) -> list[Any]:
+    def _apply(self, news: _News) -> None:
+        for part in partition_all(_BATCH, news.changed):
+            self._read_again(part, keep_older=False)
+        for part in partition_all(_BATCH, news.computed):
+            self._read_again(part, keep_older=True)
+
+    def _read_again(self, ids: Iterable[Any], *, keep_older: bool) -> None:
+        """Move the index to what these documents are now.
+
+        Parameters
+        ----------
+        keep_older : bool
+            Leave the vectors of those that a newer version has computed: their content is the same.
+        """
+        found = list(self._collection.find(self._with_filter({"_id": {"$in": list(ids)}}), self._fields()))
+        present = {id_key(id) for id in self._put(self.index, filter(self._mine, found))}
+        if keep_older:
+            present |= {id_key(document["_id"]) for document in found if self._version_of(document) > self.version}
+        self.index.remove([id for id in ids if id_key(id) not in present])
+
+    def _fields(self) -> dict[str, int]:
+        return {self._path: 1, self._token: 1}
+
+    def _mine(self, document: Mapping[str, Any]) -> bool:
+        return self._version_of(document) == self.version and get_path(document, f"{self._token}.error", None) is None
+
+    def _version_of(self, document: Mapping[str, Any]) -> int:
+        version = get_path(document, f"{self._token}.v", None)
+        return version if isinstance(version, int) else 0
+
+    def _put(self, index: VectorIndex, documents: Iterable[Mapping[str, Any]]) -> list[Any]:
+        """Add what documents hold; return the identifiers of those that hold a vector that fits."""
         ids: list[Any] = []
         vectors: list[Floats] = []
         for document in documents:
-            vector = _vector(get_path(document, self._path, None))
+            vector = stored_vector(get_path(document, self._path, None))
             wanted = index.dimension or (len(vectors[0]) if vectors else None)
-            if vector is None or wanted not in (None, len(vector)):
+            if vector is None or wanted not in (None, len(vector)) or not self._has_direction(vector):
                 self.skipped += 1
                 continue
             ids.append(document["_id"])
@@ -218,21 +298,27 @@ class LiveIndex:
             index.put(ids, np.stack(vectors))
         return ids
 
-    def _advance(self, token: Mapping[str, Any]) -> None:
+    def _has_direction(self, vector: Floats) -> bool:
+        return self.index.measure.name != "cosine" or bool(vector.any())
+
+    def _advance(self, news: _News) -> None:
+        assert news.token is not None
+        seen = _time_of(news.token)
+        if not news.drained:
+            seen = Timestamp(seen.time, max(0, seen.inc - 1))
         with self._moved:
-            self._seen = _time_of(token)
-            self._error = None
+            self._seen, self._error = seen, None
             self._moved.notify_all()
 
 
-class _CollectionGoneError(PyMongoError):
+class _CollectionGoneError(Exception):
     """The collection was dropped or renamed: what the index holds is void."""
 
 
-def _away(error: PyMongoError) -> bool:
-    from pymongo.errors import ConnectionFailure
-
-    return isinstance(error, ConnectionFailure)
+def _may_resume(error: Exception) -> bool:
+    if not isinstance(error, PyMongoError):
+        return False
+    return isinstance(error, ConnectionFailure) or error.has_error_label("ResumableChangeStreamError")
 
 
 def _time_of(token: Mapping[str, Any]) -> Timestamp:
@@ -244,14 +330,3 @@ def _time_of(token: Mapping[str, Any]) -> Timestamp:
     """
     data = bytes.fromhex(token["_data"][:18])
     return Timestamp(int.from_bytes(data[1:5], "big"), int.from_bytes(data[5:9], "big"))
-
-
-def _vector(value: Any) -> Floats | None:
-    """Return a stored vector without building a Python object for each number."""
-    if isinstance(value, Binary) and value.subtype == 9 and value[:2] == _HEADER:
-        return np.frombuffer(value, dtype="<f4", offset=2)
-    with contextlib.suppress(TypeError, ValueError):
-        if isinstance(value, list) and value:
-            array = np.asarray(value, dtype=np.float32)
-            return array if array.ndim == 1 else None
-    return None

@@ -1,7 +1,7 @@
 """How near: cosine, dot product, l2 or a function of the user's own. A higher score is always nearer.
 
-Scores come twice: quickly in float32 to choose candidates, then in float64 for the few that are shown, so that what is
-returned does not depend on where in the array a vector stands.
+Scores come twice: quickly in float32, with a bound on their error, to choose candidates; then in float64 for the few
+that are shown. So what is returned is what float64 over all vectors would return.
 """
 
 from __future__ import annotations
@@ -12,11 +12,16 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from superduper_nb.errors import InvalidInputError, ModelError, did_you_mean
+from superduper_nb.errors import InvalidInputError, ModelError, SuperduperError, did_you_mean
 
-__all__ = ["BUILTIN", "Measure", "check_query"]
+__all__ = ["BUILTIN", "Floats", "Measure", "check_query"]
 
 BUILTIN: Final = ("cosine", "dot", "l2")
+
+_HALF_ULP: Final = 2.0**-24
+_TAME: Final = (1e-15, 1e15)
+"""Between these norms no product of float32 under- or overflows enough to matter."""
+_BLOCK: Final = 4096
 
 Floats = NDArray[np.floating[Any]]
 
@@ -37,28 +42,43 @@ class Measure:
             raise InvalidInputError(f"No measure is called {name!r}.{did_you_mean(name, BUILTIN)}")
         self.name, self.function = name, function
 
-    def rough(self, query: Floats, vectors: Floats, norms: Floats) -> Floats:
-        """Score vectors in float32, in an order that may differ from the exact one in the last bits.
+    def rough(self, query: Floats, vectors: Floats, norms: Floats) -> tuple[Floats, Floats | float]:
+        """Score vectors in float32.
 
         Parameters
         ----------
         query : array of shape (d,)
         vectors : array of shape (n, d)
         norms : array of shape (n,)
-            Euclidean norms of the vectors.
+            Euclidean norms of the vectors; under cosine none of them is 0.
 
         Returns
         -------
-        array of shape (n,), float32
+        scores : array of shape (n,)
+            For ``l2``: in the order of the scores, not the scores themselves.
+        error : float or array of shape (n,)
+            By how much each may be off, at most.
         """
         if self.function is not None:
-            return self._own(query, vectors)
-        products = vectors @ query
+            return self._own(query, vectors), 0.0
+        wide = query.astype(np.float64)
+        length = float(np.sqrt(wide @ wide))
         if self.name == "cosine":
-            return np.asarray(products / norms, dtype=np.float32)
-        if self.name == "l2":
-            return np.asarray(2 * products - norms * norms, dtype=np.float32)
-        return products
+            query, length = np.asarray(wide / length, dtype=np.float32), 1.0
+        # A sum of d products, in whatever order (Higham, Accuracy and Stability, 3.1), and a few roundings more.
+        unit = 1.05 * (len(query) + 8) * _HALF_ULP
+        with np.errstate(all="ignore"):
+            # For one query three times as quick as "@", whose kernel stays far below the speed of memory.
+            scores = np.einsum("ij,j->i", vectors, query)
+            error: Floats | float
+            if self.name == "cosine":
+                scores, error = scores / norms, unit
+            elif self.name == "dot":
+                error = np.float32(unit * length) * norms
+            else:
+                squares = norms * norms
+                scores, error = 2 * scores - squares, np.float32(unit) * (np.float32(2 * length) * norms + squares)
+        return _open_where_wild(scores, error, norms, length)
 
     def exact(self, query: Floats, vectors: Floats) -> tuple[Floats, Floats | None]:
         """Score vectors in float64.
@@ -69,45 +89,72 @@ class Measure:
             Scores, and for ``l2`` the distances.
         """
         if self.function is not None:
-            return self._own(query, vectors).astype(np.float64), None
-        wide, q = vectors.astype(np.float64), query.astype(np.float64)
-        if self.name == "l2":
-            distances = np.sqrt(np.sum((wide - q) ** 2, axis=1))
-            return 1 / (1 + distances), distances
-        products = np.sum(wide * q, axis=1)  # not @: its result for a row depends on the rows beside it
-        if self.name == "cosine":
-            products = products / (np.sqrt(np.sum(wide * wide, axis=1)) * np.sqrt(np.sum(q * q)))
-        return products, None
+            return self._own(query, vectors), None
+        q = query.astype(np.float64)
+        blocks = [vectors[i : i + _BLOCK].astype(np.float64) for i in range(0, len(vectors), _BLOCK)]
+        values = np.concatenate([self._exact(q, block) for block in blocks]) if blocks else np.empty(0)
+        return (1 / (1 + values), values) if self.name == "l2" else (values, None)
 
-    def slack(self, rough: Floats) -> float:
-        """Return by how much a rough score of this size may be off."""
-        if self.function is not None:
-            return 0.0
-        return float(np.abs(rough).max(initial=1.0)) * 1e-5
+    def _exact(self, q: Floats, rows: Floats) -> Floats:
+        # Not "@": there the result for a row depends on the rows beside it.
+        if self.name == "l2":
+            return np.asarray(np.sqrt(np.sum((rows - q) ** 2, axis=1)))
+        products = np.sum(rows * q, axis=1)
+        if self.name == "dot":
+            return np.asarray(products)
+        return np.asarray(products / (np.sqrt(np.sum(rows * rows, axis=1)) * np.sqrt(np.sum(q * q))))
 
     def _own(self, query: Floats, vectors: Floats) -> Floats:
         assert self.function is not None
-        scores = np.asarray(self.function(query[None, :], vectors), dtype=np.float32)
+        try:
+            scores = np.asarray(self.function(query[None, :], vectors), dtype=np.float64)
+        except SuperduperError:
+            raise
+        except Exception as error:
+            raise ModelError(f"The measure {self.name!r} failed: {type(error).__name__}: {error}") from error
         if scores.shape != (1, len(vectors)):
             raise ModelError(
                 f"The measure {self.name!r} answered an array of shape {scores.shape} "
                 f"to 1 query and {len(vectors)} vectors; it must be (1, {len(vectors)})."
             )
-        return np.asarray(np.nan_to_num(scores[0], nan=-np.inf))
+        return np.asarray(np.where(np.isnan(scores[0]), -np.inf, scores[0]))
+
+
+def _open_where_wild(
+    scores: Floats, error: Floats | float, norms: Floats, length: float
+) -> tuple[Floats, Floats | float]:
+    """Where numbers are so large or small that float32 fails, say that nothing is known of the score."""
+    low, high = _TAME
+    wild = (norms > high) | ((norms < low) & (norms > 0))
+    if not (low <= length <= high or length == 0):
+        wild[:] = True
+    if not wild.any():
+        return scores, error
+    return np.where(wild, np.float32(0), scores), np.where(wild, np.float32(np.inf), error)
 
 
 def check_query(vector: Any, dimension: int | None, measure: Measure) -> Floats:
     """Return a query vector as float32, or raise `InvalidInputError` saying what is wrong with it."""
-    try:
-        query = np.asarray(vector, dtype=np.float32)
-    except (TypeError, ValueError, OverflowError):
-        raise InvalidInputError("The query vector holds something that is no number.") from None
-    if query.ndim != 1:
-        raise InvalidInputError(f"The query vector has shape {query.shape}: it must be one-dimensional.")
+    query = _as_query(vector)
+    if query.ndim != 1 or not len(query):
+        raise InvalidInputError(f"The query vector has shape {query.shape}: it must be one row of numbers.")
     if dimension is not None and len(query) != dimension:
         raise InvalidInputError(f"The query vector has {len(query)} numbers, those of the index have {dimension}.")
     if not np.isfinite(query).all():
-        raise InvalidInputError("The query vector holds NaN or infinity.")
+        raise InvalidInputError("The query vector holds NaN, infinity or a number too large for float32.")
     if measure.name == "cosine" and not query.any():
         raise InvalidInputError("The query vector is zero: it has no direction, so no cosine.")
     return query
+
+
+def _as_query(vector: Any) -> Floats:
+    if callable(detach := getattr(vector, "detach", None)):  # a tensor
+        vector = detach().cpu().float().numpy()
+    try:
+        given = np.asarray(vector)
+    except (TypeError, ValueError, OverflowError):
+        given = np.empty(0, dtype=object)
+    if given.dtype.kind not in "fiu" and given.size:
+        raise InvalidInputError("The query vector must hold real numbers and nothing else.")
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(given, dtype=np.float32)

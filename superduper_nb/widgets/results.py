@@ -34,11 +34,13 @@ class Facts:
     source : str
         Connection and collection.
     total : int or None
-        How many documents there were to choose from, where that is known.
+        How many documents match, where that is known.
     more : bool
         Whether documents beyond these match.
     index, strategy : str
         The semantic index that ranked the documents, and how it was searched.
+    candidates : int
+        How many vectors or documents the search looked at.
     pending : int
         Documents that wait for their model output, and could not be found yet.
     took_ms : float or None
@@ -51,13 +53,14 @@ class Facts:
     more: bool = False
     index: str = ""
     strategy: str = ""
+    candidates: int = 0
     pending: int = 0
     took_ms: float | None = None
 
     def lines(self) -> Iterable[str]:
         """Yield what is known besides the number of documents."""
         if self.index:
-            yield f"index {self.index} ({self.strategy})"
+            yield f"index {self.index} ({self.strategy}; {self.candidates:,} candidates)"
         if self.pending:
             yield f"{self.pending:,} still wait for their output"
         if self.took_ms is not None:

@@ -32,16 +32,19 @@ documents = st.recursive(
 
 
 @given(documents)
+@settings(deadline=None)
 def test_every_json_document_is_read(document: Any) -> None:
     assert value(json.dumps(document)) == document
 
 
 @given(documents)
+@settings(deadline=None)
 def test_every_python_literal_is_read(document: Any) -> None:
     assert value(repr(document)) == document
 
 
 @given(documents, st.sampled_from(["", " // end", "\n/* end */\n", " # end", ";", " ; // end"]))
+@settings(deadline=None)
 def test_the_shell_reader_agrees_with_json(document: Any, ending: str) -> None:
     from ast import Expression, fix_missing_locations
 
@@ -52,7 +55,7 @@ def test_the_shell_reader_agrees_with_json(document: Any, ending: str) -> None:
 
 
 @given(st.text(max_size=200))
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_any_text_is_read_or_refused_in_one_line(text: str) -> None:
     assert "\n" not in refusal(text)
 
@@ -67,7 +70,7 @@ def refusal(text: str) -> str:
 
 
 @given(st.text(alphabet="{}[]()$:,;'\"\\/ab1.-+ \n#*", max_size=60))
-@settings(max_examples=500)
+@settings(max_examples=500, deadline=None)
 def test_any_punctuation_is_read_or_refused(text: str) -> None:
     assert len(refusal(text)) < 400
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from superduper_nb.errors import InvalidInputError, SuperduperError
@@ -36,6 +36,7 @@ def test_names_that_a_result_must_not_take(name: str) -> None:
 
 
 @given(st.text(max_size=80))
+@settings(deadline=None)
 def test_any_line_is_a_result_or_one_error_of_ours(line: str) -> None:
     connections = Connections()
     words = line.split()

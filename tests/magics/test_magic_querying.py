@@ -18,8 +18,7 @@ def test_find_by_meaning_gives_the_documents_that_the_python_call_gives(docs: An
     assert [(d["_id"], d["_score"]) for d in result] == [(d["_id"], d["_score"]) for d in twin]
     assert result[0]["text"] == "wool hat with ear flaps"
     assert result.facts.index == "meaning"
-    assert "of" in repr(result).splitlines()[-1]
-    assert "index meaning (" in repr(result)
+    assert "3 documents · index meaning (" in repr(result)
 
 
 def test_the_query_of_a_result_reproduces_it(docs: Any, sddb: Any) -> None:
@@ -58,6 +57,11 @@ def test_sort_skip_and_fields(docs: Any, sddb: Any) -> None:
 def test_min_score_and_exact(docs: Any, sddb: Any) -> None:
     result = sddb("find --min-score 0.9 --exact --index meaning", '{"$like": {"text": "thick winter coat"}}').value
     assert [document["text"] for document in result] == ["thick winter coat"]
+
+
+def test_a_min_score_of_zero_is_one(docs: Any, sddb: Any) -> None:
+    result = sddb("find --min-score 0", '{"$like": {"text": "hat"}}').value
+    assert "min_score=0.0" in result.query
 
 
 def test_a_vector_or_document_of_the_user_is_simply_named(docs: Any, sddb: Any) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from superduper_nb.widgets.clean import visible
@@ -50,6 +50,7 @@ def test_hostile_text_stays_text(view: str, number: int) -> None:
 
 
 @given(st.text(st.characters(codec=None), max_size=80))
+@settings(deadline=None)
 def test_any_text_stays_text(text: str) -> None:
     for make in VIEWS.values():
         bundle = make(text)._repr_mimebundle_()

@@ -67,14 +67,15 @@ def test_plain_text_informs_by_itself() -> None:
         {"_id": i, "text": f"text {i}", "price": i * 1.5, "_score": 0.9 - i / 10, "_fold": "train"} for i in range(3)
     ]
     facts = Facts(
-        source="default: shop.products", total=1995, index="meaning", strategy="exact", took_ms=4.2, pending=12
+        source="default: shop.products", index="meaning", strategy="exact", candidates=1995, took_ms=4.2, pending=12
     )
     assert repr(Result(documents, facts=facts)) == (
         "#  score  text    price  _id\n"
         "1  0.900  text 0      0    0\n"
         "2  0.800  text 1    1.5    1\n"
         "3  0.700  text 2      3    2\n"
-        "3 of 1,995 documents · index meaning (exact) · 12 still wait for their output · 4 ms · default: shop.products"
+        "3 documents · index meaning (exact; 1,995 candidates) · 12 still wait for their output · 4 ms"
+        " · default: shop.products"
     )
 
 

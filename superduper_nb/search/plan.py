@@ -1,0 +1,136 @@
+"""How a search under a filter is done: which of two complete ways is the cheaper."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+from bson.errors import BSONError
+from pymongo.collection import Collection
+from pymongo.errors import DocumentTooLarge, ExecutionTimeout, InvalidOperation, OperationFailure
+
+from superduper_nb.errors import DeadlineError, InvalidInputError
+from superduper_nb.search.ids import id_key
+from superduper_nb.search.index import Hits, VectorIndex
+from superduper_nb.search.measures import Floats
+
+__all__ = ["Matching", "Plan", "check_filter", "planned"]
+
+_TIMEOUT_MS: Final = 30_000
+_FIRST_PROBE: Final = 64
+_LAST_PROBE: Final = 2048
+_MAX_DEPTH: Final = 100
+_CODE: Final = ("$where", "$function", "$accumulator")
+_BAD_FILTER: Final = frozenset({2, 9, 14, 51, 72})
+"""BadValue, FailedToParse, TypeMismatch, a regular expression that does not compile, InvalidOptions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What was found, and how."""
+
+    hits: Hits
+    strategy: str
+    candidates: int
+
+
+def check_filter(filter: Mapping[str, Any]) -> None:
+    """Raise `InvalidInputError` where a filter runs code in the server or is nested without end."""
+    _check(filter, 0)
+
+
+def _check(value: Any, depth: int) -> None:
+    if depth > _MAX_DEPTH:
+        raise InvalidInputError(f"The filter is nested more than {_MAX_DEPTH} deep.")
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            if name in _CODE:
+                raise InvalidInputError(f"{name} runs code in MongoDB: it is not allowed in the filter of a search.")
+            _check(item, depth + 1)
+    elif isinstance(value, (list, tuple)) and not _plain(value):
+        for item in value:
+            _check(item, depth + 1)
+
+
+def _plain(values: Sequence[Any]) -> bool:
+    return not any(issubclass(cls, (Mapping, list, tuple)) for cls in set(map(type, values)))
+
+
+class Matching:
+    """Which documents match a filter, as MongoDB sees it."""
+
+    def __init__(self, collection: Collection[dict[str, Any]], filter: Mapping[str, Any]) -> None:
+        check_filter(filter)
+        self._collection, self._filter = collection, dict(filter)
+
+    def of(self, ids: Sequence[Any]) -> set[Any]:
+        """Return the keys of those of these that match."""
+        among = {"_id": {"$in": list(ids)}}
+        # Side by side where that can be: MongoDB takes some operators only at the top.
+        query = {"$and": [among, self._filter]} if "_id" in self._filter else {**self._filter, **among}
+        return set(map(id_key, self._ids(query)))
+
+    def all(self) -> list[Any]:
+        """Return all that match."""
+        return self._ids(self._filter)
+
+    def _ids(self, query: Mapping[str, Any]) -> list[Any]:
+        with _said():
+            found = self._collection.find(query, {"_id": 1}, batch_size=100_000, max_time_ms=_TIMEOUT_MS)
+            return [document["_id"] for document in found]
+
+
+@contextmanager
+def _said() -> Iterator[None]:
+    """Turn what MongoDB and BSON say of a bad filter into our error."""
+    try:
+        yield
+    except ExecutionTimeout:
+        raise DeadlineError(
+            f"MongoDB did not answer the filter within {_TIMEOUT_MS // 1000} s. An index on its fields would help."
+        ) from None
+    except OperationFailure as error:
+        if error.code is None or error.code >= 10_000 or error.code in _BAD_FILTER:
+            said = (error.details or {}).get("errmsg") or str(error)
+            raise InvalidInputError(f"MongoDB refuses the filter: {said}") from None
+        raise
+    except (BSONError, DocumentTooLarge, InvalidOperation, OverflowError, TypeError, ValueError, re.error) as error:
+        raise InvalidInputError(f"The filter can't be sent to MongoDB: {error}") from None
+
+
+def planned(index: VectorIndex, matching: Matching | None, query: Floats, n: int, *, exact: bool) -> Plan:
+    """Search; under a filter, take the cheaper of two complete ways.
+
+    Where many documents match, the best candidates are tested against the filter until `n` have passed: they are in
+    order, so the first `n` that pass are the answer. Where few match, MongoDB lists them and only those are compared.
+    """
+    if matching is None:
+        hits = index.search(query, n, exact=exact)
+        return Plan(hits, hits.kind, hits.candidates)
+    if not exact and (plan := _probed(index, matching, query, n)) is not None:
+        return plan
+    among = matching.all()
+    return Plan(index.search(query, n, among=among), "filter, then exact", len(among))
+
+
+def _probed(index: VectorIndex, matching: Matching, query: Floats, n: int) -> Plan | None:
+    probe = max(_FIRST_PROBE, 4 * n)
+    while probe <= _LAST_PROBE and probe < len(index):
+        candidates = index.search(query, probe)
+        passed = matching.of(candidates.ids)
+        if len(passed) >= n:
+            return Plan(_only(candidates, passed, n), f"{candidates.kind}, then filter", probe)
+        wanted = 2 * n * probe // max(1, len(passed))
+        if not passed or wanted <= probe:
+            return None
+        probe = wanted
+    return None
+
+
+def _only(hits: Hits, passed: set[Any], n: int) -> Hits:
+    keep = [i for i, id in enumerate(hits.ids) if id_key(id) in passed][:n]
+    distances = None if hits.distances is None else hits.distances[keep]
+    return Hits([hits.ids[i] for i in keep], hits.scores[keep], distances)

@@ -1,0 +1,109 @@
+"""A quantised scan: four bits a number, every row looked at, the best few re-scored exactly by the caller.
+
+At 100 000 x 384 it takes 0.4 ms where the exact scan takes 8, and finds the same ten (recall 0.999 and more at 64
+candidates). It is built in 0.3 s, so unlike a graph it is simply built again. The codes come from `turbovec`; where that
+is not installed, or does badly on these vectors, search stays exact.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from superduper_nb.search.measures import Floats, Measure
+
+__all__ = ["DEPTHS", "Codes", "Segment", "calibrated", "encoder"]
+
+Slots = NDArray[np.intp]
+
+DEPTHS: Final = (32, 64, 128, 256, 512, 1024)
+_PROBES: Final = 32
+_PROBE_N: Final = 10
+_MULTIPLE: Final = 8
+_BITS: Final = 4
+
+
+class Codes(Protocol):
+    """Quantised rows that can be searched roughly."""
+
+    def search(self, query: Floats, k: int) -> Slots:
+        """Return the positions of about the best `k` rows by inner product."""
+
+
+class Segment:
+    """The codes of a run of slots, never changed once made.
+
+    Parameters
+    ----------
+    start, stop : int
+        Which slots.
+    codes : Codes
+        Of these slots, in order.
+    """
+
+    def __init__(self, start: int, stop: int, codes: Codes) -> None:
+        self.start, self.stop, self.codes = start, stop, codes
+
+    def search(self, query: Floats, k: int) -> Slots:
+        """Return the slots of about the best `k` of it."""
+        return self.codes.search(query, min(k, self.stop - self.start)) + self.start
+
+
+class _Turbo:
+    def __init__(self, rows: Floats) -> None:
+        from turbovec import TurboQuantIndex
+
+        self._pad = -rows.shape[1] % _MULTIPLE
+        self._index: Any = TurboQuantIndex(rows.shape[1] + self._pad, _BITS)
+        self._index.add(np.ascontiguousarray(np.pad(rows, ((0, 0), (0, self._pad))), dtype=np.float32))
+        self._index.prepare()  # else the first search pays for the layout
+
+    def search(self, query: Floats, k: int) -> Slots:
+        padded = np.pad(query, (0, self._pad))[None, :]
+        _, found = self._index.search(np.ascontiguousarray(padded, dtype=np.float32), k)
+        return np.asarray(found[0], dtype=np.intp)
+
+
+def encoder(measure: Measure) -> type[_Turbo] | None:
+    """Return what makes codes for a measure; None where there is nothing (l2, a measure of the user's own)."""
+    if measure.name not in ("cosine", "dot") or measure.function is not None:
+        return None
+    try:
+        import turbovec  # noqa: F401
+    except ImportError:
+        return None
+    return _Turbo
+
+
+def calibrated(segment: Segment, vectors: Floats, norms: Floats, measure: Measure) -> int | None:
+    """Return how many candidates it takes to find the exact ten nearest, doubled for safety; None where it can't be done.
+
+    Near-duplicates in tight clusters need many more than sentence embeddings do, so each segment is asked about rows of its
+    own, slightly moved.
+
+    Parameters
+    ----------
+    segment : Segment
+        What to try.
+    vectors, norms : arrays
+        Of its slots.
+    measure : Measure
+        Cosine or dot.
+    """
+    random = np.random.default_rng(0)
+    rows = vectors[random.choice(len(vectors), min(_PROBES, len(vectors)), replace=False)]
+    spread = np.linalg.norm(rows, axis=1, keepdims=True) / np.sqrt(rows.shape[1])
+    queries = (rows + 0.2 * spread * random.standard_normal(rows.shape)).astype(np.float32)
+    needed = max(_needed(segment, query, measure.rough(query, vectors, norms)) for query in queries)
+    return next((depth for depth in DEPTHS if depth >= 2 * needed), None)
+
+
+def _needed(segment: Segment, query: Floats, rough: tuple[Floats, Floats | float]) -> int:
+    """Return how many candidates hold ten that score as well as the ten best (not the same ten: there may be ties)."""
+    scores, error = rough
+    n = min(_PROBE_N, len(scores))
+    wanted = np.partition(scores, len(scores) - n)[len(scores) - n] - 2 * float(np.max(error))
+    good = np.flatnonzero(scores[segment.search(query, DEPTHS[-1]) - segment.start] >= wanted)
+    return int(good[n - 1]) + 1 if len(good) >= n else DEPTHS[-1]
