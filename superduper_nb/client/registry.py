@@ -11,6 +11,7 @@ from superduper_nb.errors import ConflictError
 from superduper_nb.jobs.watchers import Watcher
 
 if TYPE_CHECKING:
+    from superduper_nb.client.jobs import Jobs
     from superduper_nb.client.workspace import Workspace
 
 __all__ = ["Registry"]
@@ -101,6 +102,32 @@ class Registry(Mapping[str, Any]):
             outputs = {"$unset": {watcher.output_path: "", watcher.token_path: ""}}
             documents.update_many({watcher.token_path: {"$exists": True}}, outputs)
 
+    def rollback(self, id: str, version: int) -> Jobs:
+        """Make the content of an older version the current one again, as a new version.
+
+        Returns
+        -------
+        Jobs
+            Those that recompute what depends on it.
+
+        Raises
+        ------
+        NotFoundError
+            No such component, or version.
+        """
+        workspace, store = self._workspace, self._workspace.store
+        older = store.get(self._kind, id, collection=self._collection, version=version)
+        obj = None if older.artifact is None else workspace.loader.object(older)
+        new, made = store.put(self._kind, id, older.definition, collection=self._collection, obj=obj)
+        workspace.changed()
+        return workspace.started(workspace.backfill(self._affected(new)) if made else {})
+
+    def _affected(self, component: Component) -> list[Watcher]:
+        """List the watchers whose outputs a new version puts out of date."""
+        if component.kind == "watcher":
+            return [Watcher.from_component(component)]
+        return self._workspace.dependents(component) if component.kind == "model" else []
+
     def _get(self, id: str) -> Component:
         return self._workspace.store.get(self._kind, id, collection=self._collection)
 
@@ -118,13 +145,17 @@ class Registry(Mapping[str, Any]):
 
     def __repr__(self) -> str:
         names = ", ".join(map(repr, self))
-        return f"<{self._kind.replace('_', ' ')}s: {names or 'none'}>"
+        return f"<{_plural(self._kind)}: {names or 'none'}>"
 
     def _repr_html_(self) -> str:
         rows = "".join(f"<tr><th scope=row>{escape(id)}</th><td>{self._get(id).version}</td></tr>" for id in self)
-        title = self._kind.replace("_", " ").capitalize()
+        title = _plural(self._kind).capitalize()
         head = f"<tr><th scope=col>{title}</th><th scope=col>Version</th></tr>"
         return f"<table><thead>{head}</thead><tbody>{rows}</tbody></table>"
+
+
+def _plural(kind: str) -> str:
+    return kind.replace("_", " ") + ("es" if kind.endswith(("s", "x")) else "s")
 
 
 def _watcher_models(component: Component) -> set[str]:
@@ -140,6 +171,6 @@ _USES: dict[str, Any] = {
     "model": [("watcher", _watcher_models), ("semantic_index", lambda c: set(c.definition["models"]))],
     "type": [("model", lambda c: {c.definition["type"]})],
     "measure": [("semantic_index", lambda c: {c.definition["measure"]})],
-    "watcher": [("semantic_index", _index_watchers)],
+    "watcher": [("semantic_index", _index_watchers), ("watcher", lambda c: Watcher.from_component(c).upstream)],
 }
 """For each kind, the kinds that may name one of it, and how."""

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from bson import Timestamp, json_util
 from bson.codec_options import DEFAULT_CODEC_OPTIONS, CodecOptions, TypeRegistry
+from pymongo.errors import ConnectionFailure
 
 from superduper_nb.client.jobs import Jobs
-from superduper_nb.components import Component
+from superduper_nb.components import Component, ComponentStore
 from superduper_nb.documents.codec import Codec
 from superduper_nb.jobs import JobStore, NewJob
 from superduper_nb.jobs.watchers import Watcher, plan
@@ -58,8 +59,14 @@ class Workspace:
     def managed(self) -> bool:
         """Something is registered in this database. Where nothing is, everything is pymongo's, to the byte."""
         if not self._managed and time.monotonic() - self._looked > _LOOK_EVERY_S and not self.client._closed:
-            self._managed, self._looked = self.store.exists(), time.monotonic()
+            self._managed, self._looked = self._look(), time.monotonic()
         return self._managed
+
+    def _look(self) -> bool:
+        try:
+            return self.store.exists()
+        except ConnectionFailure:  # the user's own connections may do; if not, the error is the one pymongo's user sees
+            return ComponentStore(self.client[self.name]).exists()
 
     def changed(self) -> None:
         """Note that this client registered something."""
@@ -101,7 +108,8 @@ class Workspace:
 
     def mark(self) -> None:
         """Remember the present cluster time: later searches by this client see what was written until now."""
-        self.after = _cluster_time(self.client) or self.after
+        times = [_cluster_time(self.client), _cluster_time(self.client._records), self.after]
+        self.after = max((time for time in times if time is not None), default=None)
 
     # --- jobs ----------------------------------------------------------------------------------------------------
 

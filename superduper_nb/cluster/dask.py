@@ -46,8 +46,8 @@ class DaskPool:
     Parameters
     ----------
     address : str, optional
-        An external scheduler (``tls://…`` with the Dask configuration's certificates, or ``tcp://…``). Default: our own,
-        in a process of its own, over TLS, on loopback.
+        An external scheduler (``tls://…`` with the Dask configuration's certificates, or ``tcp://…``). Default: our
+        own, in a process of its own, over TLS, on loopback.
     workers : int
         Worker processes of our own pool.
     threads : int, default 1
@@ -127,7 +127,8 @@ class DaskPool:
             text=True,
             start_new_session=True,  # Ctrl-C in a terminal is for the server, which then closes us in order
         )
-        assert process.stdin and process.stdout
+        assert process.stdin
+        assert process.stdout
         process.stdin.write(json.dumps(self._options) + "\n")
         process.stdin.flush()
         line = process.stdout.readline()

@@ -1,8 +1,8 @@
 """The process that holds a Dask scheduler and its workers: ``python -m superduper_nb.cluster.dask_host``.
 
 A process of its own, so that the notebook server's event loop never carries the scheduler. It reads its settings from
-the first line of standard input, answers with one line (address and certificates), and ends when that input does: when the
-server that started it closes it, or is killed.
+the first line of standard input, answers with one line (address and certificates), and ends when that input does: when
+the server that started it closes it, or is killed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import asyncio
 import json
 import os
 import sys
-from typing import Any
+from typing import Any, TextIO
 
 __all__ = ["settings", "worker_environment"]
 
@@ -39,7 +39,7 @@ def worker_environment(threads: int) -> dict[str, str]:
     return {**dict.fromkeys(names, str(threads)), **malloc}
 
 
-async def _serve(options: dict[str, Any]) -> None:
+async def _serve(options: dict[str, Any], answer: TextIO) -> None:
     import dask
 
     environment = worker_environment(options["threads"])
@@ -61,7 +61,8 @@ async def _serve(options: dict[str, Any]) -> None:
         silence_logs=False,
     ) as cluster:
         hello = {"address": cluster.scheduler_address, "tls": _certificates(security)}
-        _say(json.dumps(hello))
+        with answer:
+            print(json.dumps(hello), file=answer)
         await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
 
 
@@ -70,17 +71,21 @@ def _certificates(security: Any) -> dict[str, str]:
     return {name: getattr(security, name) for name in names}
 
 
-def _say(line: str) -> None:
-    """Answer; then close standard output, which nobody reads any more: a full pipe would stop who prints into it."""
-    print(line, flush=True)
+def _reserve_stdout() -> TextIO:
+    """Return standard output for the answer, and let everybody else, workers too, print to standard error.
+
+    Nobody reads on after the answer, and a full pipe would stop whoever prints into it.
+    """
+    answer = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    return answer
 
 
 def main() -> None:
     """Run until standard input ends."""
     options = json.loads(sys.stdin.readline())
     os.environ.update(options["environment"])
-    asyncio.run(_serve(options))
+    asyncio.run(_serve(options, _reserve_stdout()))
 
 
 if __name__ == "__main__":

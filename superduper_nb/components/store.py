@@ -126,7 +126,7 @@ class ComponentStore:
         """
         # As Extended JSON: a filter's "$" operators and dotted keys are data here, not MongoDB's to read.
         text = json_util.dumps(definition, json_options=json_util.CANONICAL_JSON_OPTIONS)
-        content = fingerprint(obj) if obj is not None else None
+        content = _content(kind, id, obj) if obj is not None else None
         digest = hashlib.sha256(json.dumps([text, content]).encode()).hexdigest()
         current = self.find(kind, id, collection=collection)
         if current and current.hash == digest:
@@ -228,3 +228,11 @@ class ComponentStore:
         if component.artifact is None:
             raise InvalidInputError(f"The {component.kind} {component.id!r} holds no object.")
         return artifacts.load(self.database, component.identity, component.artifact)
+
+
+def _content(kind: str, id: str, obj: Any) -> str:
+    try:
+        return fingerprint(obj)
+    except Exception:
+        artifacts.dumps(obj, what=f"The {kind} {id!r}")  # says what can't be stored, and why
+        raise

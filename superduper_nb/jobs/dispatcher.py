@@ -26,7 +26,7 @@ from superduper_nb.jobs.foreground import owner_name
 from superduper_nb.jobs.outputs import Outcome
 from superduper_nb.jobs.records import COLLECTION, JobStore
 from superduper_nb.jobs.running import Part, RunningJob
-from superduper_nb.jobs.tasks import PROGRESS, Broken, assignment, execute, prepare
+from superduper_nb.jobs.tasks import PASSING, PROGRESS, Broken, assignment, execute, prepare
 from superduper_nb.models.loading import Loader
 
 __all__ = ["Dispatcher", "Pool"]
@@ -69,8 +69,8 @@ class Dispatcher:
     in_flight : int
         Parts submitted at one time: two for each thread of the pool.
     on_event : callable, optional
-        Called with ``{"type": "job", "database", "job", "state", "done", "total", "failed"}`` when a job begins, moves on
-        or ends.
+        Called with ``{"type": "job", "database", "job", "state", "done", "total", "failed"}`` when a job begins, moves
+        on (at most ten times a second) or ends.
     """
 
     def __init__(
@@ -206,7 +206,7 @@ class Dispatcher:
     def _next(self, job: RunningJob) -> Part | None:
         try:
             return job.next_part()
-        except PyMongoError:
+        except PASSING:
             raise
         except Exception as error:  # the work can't be read: a filter that MongoDB refuses, a chunk that is gone
             job.error = error
@@ -290,10 +290,12 @@ class Dispatcher:
         """Report; drop a job that was cancelled, or claimed by another dispatcher while this one was out."""
         if self._jobs.get(job.id) is not job:
             return False
+        before = job.reported
         if not job.report():
             self._drop(job)
             return False
-        self._tell(job, "running")
+        if job.reported != before:
+            self._tell(job, "running")
         return True
 
     def _end_if_done(self, job: RunningJob) -> None:
@@ -318,8 +320,10 @@ class Dispatcher:
 
     def _watch(self) -> None:
         added = {"ns.coll": COLLECTION, "operationType": {"$in": ["insert", "update"]}}
-        # Progress reports of running jobs are none of its business; a retry, which is an update, is.
-        news = {"$or": [{"fullDocument.state": "pending"}, {"updateDescription.updatedFields.state": "pending"}]}
+        # Progress reports of running jobs are none of its business; a retry and a release, which are updates, are.
+        updated = "updateDescription.updatedFields"
+        new = {"fullDocument.state": "pending", "fullDocument.hold": None}
+        news = {"$or": [new, {f"{updated}.state": "pending"}, {f"{updated}.hold": {"$exists": True}}]}
         pipeline: list[dict[str, Any]] = [{"$match": {**added, **news}}, {"$project": {"ns": 1}}]
         while not self._stop.is_set():
             try:

@@ -90,7 +90,7 @@ class RunningJob:
         self._done: int = self._resume["done"]
         self._failed: int = self._resume["failed"]
         self._first = list(record["failures"]["first"]) if self._failed else []
-        self._reported = 0.0
+        self.reported = 0.0
         self._pace: deque[tuple[float, int]] = deque([(time.monotonic(), self._done)])
 
     def next_part(self) -> Part | None:
@@ -152,9 +152,9 @@ class RunningJob:
     def report(self, *, at_most_every: float = _REPORT_EVERY_S) -> bool:
         """Write progress and renew the lease, at most ten times a second; False when the job was taken away."""
         now = time.monotonic()
-        if now - self._reported < at_most_every:
+        if now - self.reported < at_most_every:
             return True
-        self._reported = now
+        self.reported = now
         rate, eta = self._speed(now)
         progress = Progress(self._resume, self.done, self._failed, tuple(self._first), rate, eta, self.worker)
         return self.store.report(self.id, self.owner, progress)

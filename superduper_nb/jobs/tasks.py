@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from pymongo import MongoClient
 from pymongo.database import Database
-from pymongo.errors import ConnectionFailure, PyMongoError
+from pymongo.errors import ConnectionFailure, ExecutionTimeout, PyMongoError, WTimeoutError
 
 from superduper_nb.errors import InvalidInputError
 from superduper_nb.jobs.capture import Lines, capture
@@ -25,10 +25,12 @@ from superduper_nb.jobs.running import error_record
 from superduper_nb.jobs.watchers import Watcher
 from superduper_nb.models.loading import Loader
 
-__all__ = ["PROGRESS", "Broken", "assignment", "execute", "prepare", "run_part"]
+__all__ = ["PASSING", "PROGRESS", "Broken", "assignment", "execute", "prepare", "run_part"]
 
 PROGRESS: Final = "superduper-progress"
 """The topic under which workers tell how far they are."""
+PASSING: Final = (ConnectionFailure, WTimeoutError, ExecutionTimeout)
+"""MongoDB's errors that say nothing of what was asked: to be tried again."""
 _LOOK_EVERY_S: Final = 0.25
 _GRACE_S: Final = 20.0
 """A model that is stopped has so long to come to the end of a batch; then its worker process is ended."""
@@ -132,7 +134,7 @@ def execute(database: str, job: dict[str, Any], ids: Sequence[Any], key: str) ->
         outcome = run_part(refresh, store, job, ids, told=_teller(key), worker=True)
         return replace(outcome, worker=f"{socket.gethostname()}:{os.getpid()}")
     except BaseException as error:  # what can't be pickled, or would end the worker, becomes a record here
-        return Broken(error_record(error), again=isinstance(error, ConnectionFailure))
+        return Broken(error_record(error), again=isinstance(error, PASSING))
 
 
 def _teller(key: str) -> Callable[[int], None]:
@@ -157,7 +159,7 @@ def _prepared(database: str, job: dict[str, Any]) -> tuple[Refresh, JobStore]:
     with _lock:
         if key in _kept:
             return _kept[key]
-    opened, loader = _opened(database)
+        opened, loader = _opened(database)
     made = prepare(opened, loader, job), JobStore(opened)
     with _lock:
         _kept[key] = made

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -57,7 +57,7 @@ class _News:
     token : mapping
         Up to where.
     drained : bool
-        Everything there was has been read; else more may have happened at the very time of the token.
+        Everything up to the token has been read; else more may have happened at its very time.
     """
 
     changed: list[Any] = field(default_factory=list)
@@ -95,7 +95,7 @@ class LiveIndex:
         filter: Mapping[str, Any],
     ) -> None:
         self.index, self.version = index, version
-        self.skipped = 0
+        self._skipped: set[Any] = set()
         # Of the primary and majority-committed, as the stream is: nothing that could be rolled back.
         self._collection = collection.with_options(
             read_preference=ReadPreference.PRIMARY, read_concern=ReadConcern("majority")
@@ -103,6 +103,7 @@ class LiveIndex:
         self._key, self._path, self._token = key, output_path(key, model), token_path(model, key)
         self._filter = dict(filter)
         self._seen = Timestamp(0, 0)
+        self._gone: Timestamp | None = None
         self._moved = threading.Condition()
         self._stop = threading.Event()
         self._ready = False
@@ -156,7 +157,7 @@ class LiveIndex:
             "kind": self.index.kind,
             "measure": self.index.measure.name,
             "bytes": self.index.nbytes,
-            "skipped": self.skipped,
+            "skipped": len(self._skipped),
             "model_version": self.version,
             "cluster_time": self._seen,
             "lag_s": max(0.0, time.time() - self._seen.time) if self._error else 0.0,
@@ -195,16 +196,35 @@ class LiveIndex:
             {
                 "$project": {
                     "operationType": 1,
+                    "clusterTime": 1,
                     "documentKey._id": 1,
                     "updated": {"$cond": ["$updateDescription", names, []]},
                     "removed": "$updateDescription.removedFields",
                 }
             }
         ]
-        return self._collection.watch(pipeline, resume_after=resume, max_await_time_ms=_AWAIT_MS)
+        return self._collection.watch(
+            pipeline,
+            resume_after=resume,
+            start_at_operation_time=None if resume else self._begin(),
+            max_await_time_ms=_AWAIT_MS,
+        )
+
+    def _begin(self) -> Timestamp:
+        """Return when a new stream begins.
+
+        Left to itself it would begin one tick in the future and say so by its first token, which would then pass for having
+        seen a write of that very tick. From a time that has been, a token means what it says.
+        """
+        now: Timestamp = self._collection.database.command("ping")["operationTime"]
+        if self._gone is None or now > self._gone:
+            return now
+        # Nothing has happened since the collection was dropped: a stream from now would see that again, and end again.
+        return Timestamp(now.time, now.inc + 1)
 
     def _events(self, stream: ChangeStream[dict[str, Any]]) -> Iterator[_News]:
         """Yield what changed, and up to when; that nothing changed is news too."""
+        future = stream.resume_token if self._gone else None
         while not self._stop.is_set() and stream.alive:
             news = _News()
             event = stream.try_next()
@@ -213,11 +233,13 @@ class LiveIndex:
                 news.drained = len(news) < _BATCH
                 event = stream.try_next() if news.drained else None
             news.token = stream.resume_token
+            news.drained = news.drained and news.token != future
             if news.token is not None:
                 yield news
 
     def _note(self, event: Mapping[str, Any], news: _News) -> None:
         if event["operationType"] in _GONE:
+            self._gone = event["clusterTime"]
             raise _CollectionGoneError(f"the collection saw {event['operationType']!r}")
         id = event["documentKey"]["_id"]
         if event["operationType"] != "update":
@@ -238,7 +260,7 @@ class LiveIndex:
 
     def _load(self) -> None:
         fresh = VectorIndex(self.index.measure)
-        self.skipped = 0
+        self._skipped.clear()
         query = self._with_filter({f"{self._token}.v": self.version, f"{self._token}.error": {"$exists": False}})
         found = self._collection.find(query, {self._path: 1}, batch_size=_BATCH)
         for documents in partition_all(_BATCH, found):
@@ -258,7 +280,7 @@ class LiveIndex:
         for part in partition_all(_BATCH, news.computed):
             self._read_again(part, keep_older=True)
 
-    def _read_again(self, ids: Iterable[Any], *, keep_older: bool) -> None:
+    def _read_again(self, ids: Sequence[Any], *, keep_older: bool) -> None:
         """Move the index to what these documents are now.
 
         Parameters
@@ -266,6 +288,7 @@ class LiveIndex:
         keep_older : bool
             Leave the vectors of those that a newer version has computed: their content is the same.
         """
+        self._skipped.difference_update(map(id_key, ids))
         found = list(self._collection.find(self._with_filter({"_id": {"$in": list(ids)}}), self._fields()))
         present = {id_key(id) for id in self._put(self.index, filter(self._mine, found))}
         if keep_older:
@@ -290,7 +313,7 @@ class LiveIndex:
             vector = stored_vector(get_path(document, self._path, None))
             wanted = index.dimension or (len(vectors[0]) if vectors else None)
             if vector is None or wanted not in (None, len(vector)) or not self._has_direction(vector):
-                self.skipped += 1
+                self._skipped.add(id_key(document["_id"]))
                 continue
             ids.append(document["_id"])
             vectors.append(vector)
@@ -307,7 +330,7 @@ class LiveIndex:
         if not news.drained:
             seen = Timestamp(seen.time, max(0, seen.inc - 1))
         with self._moved:
-            self._seen, self._error = seen, None
+            self._seen, self._error = max(seen, self._seen), None
             self._moved.notify_all()
 
 

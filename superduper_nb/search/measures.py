@@ -157,4 +157,4 @@ def _as_query(vector: Any) -> Floats:
     if given.dtype.kind not in "fiu" and given.size:
         raise InvalidInputError("The query vector must hold real numbers and nothing else.")
     with np.errstate(over="ignore"):
-        return np.ascontiguousarray(given, dtype=np.float32)
+        return np.asarray(given, dtype=np.float32, order="C")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import struct
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -38,7 +39,7 @@ def _read(value: Any) -> Any:
     if isinstance(value, Binary) and value.subtype == VECTOR_SUBTYPE:
         if value[:2] == _HEADER and len(value) % 4 == 2:
             return np.frombuffer(value, dtype="<f4", offset=2)
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, NotImplementedError, struct.error):
             return np.asarray(value.as_vector().data)
     elif isinstance(value, list):
         with contextlib.suppress(TypeError, ValueError, OverflowError):

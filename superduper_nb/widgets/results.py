@@ -64,7 +64,7 @@ class Facts:
         if self.pending:
             yield f"{self.pending:,} still wait for their output"
         if self.took_ms is not None:
-            yield f"{self.took_ms:,.0f} ms" if self.took_ms >= 1 else "under 1 ms"
+            yield _duration(self.took_ms)
         if self.source:
             yield self.source
 
@@ -187,6 +187,12 @@ class Document(dict[str, Any]):
     def _grid(self) -> Grid:
         fields = [(name, value) for name, value in self.items() if name not in _HIDDEN or name == "_score"]
         return grid({"field": name, "value": value} for name, value in fields[:MOST_ROWS])
+
+
+def _duration(ms: float) -> str:
+    if ms >= 10_000:
+        return f"{ms / 1000:,.1f} s"
+    return f"{ms:,.0f} ms" if ms >= 1 else "under 1 ms"
 
 
 def _counted(shown: int, fetched: int, facts: Facts) -> str:

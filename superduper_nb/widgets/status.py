@@ -79,7 +79,8 @@ class Status(Mapping[str, Any]):
     def _heading(self) -> str:
         version = f"superduper_nb {self._status.get('version', '?')}"
         python = f"Python {self._status['python']}" if self._status.get("python") else ""
-        parts = [self.connection, self.how, str(self._status.get("mode", "")), version, python]
+        mode = str(self._status.get("mode", ""))
+        parts = [self.connection, self.how, "" if mode in self.how else mode, version, python]
         return " · ".join(visible(shorten(part, 200)) for part in parts if part)
 
     def _parts(self) -> list[dict[str, str]]:
@@ -92,9 +93,7 @@ class Status(Mapping[str, Any]):
 def _part(name: str, facts: Mapping[str, Any]) -> dict[str, str]:
     state = str(facts.get("state", "?"))
     mood = _MOODS.get(state, "")
-    more = ", ".join(
-        f"{_short(key.replace('_', ' '))}: {_short(value)}" for key, value in facts.items() if _is_more(key, value)
-    )
+    more = ", ".join(_fact(_short(key.replace("_", " ")), value) for key, value in facts.items() if _is_more(key, value))
     told = {
         "name": name.replace("_", " "),
         "state": state,
@@ -105,7 +104,11 @@ def _part(name: str, facts: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _is_more(key: str, value: Any) -> bool:
-    return key not in ("state", "where", "version") and value not in (None, "", [], {})
+    return key not in ("state", "where", "version") and value not in (None, "", [], {}, False, 0)
+
+
+def _fact(name: str, value: Any) -> str:
+    return name if value is True else f"{name}: {_short(value)}"
 
 
 def _short(value: Any) -> str:

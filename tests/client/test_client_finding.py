@@ -1,0 +1,277 @@
+"""Finding: every argument, the cursor's manners, and what was wrong in the original."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+from bson import Decimal128, ObjectId
+from client_models import double, length, words
+from pymongo import ASCENDING, DESCENDING
+from pymongo.errors import InvalidOperation
+from pymongo.results import InsertManyResult
+
+import superduper_nb as sd
+from superduper_nb.errors import InvalidInputError, NotFoundError
+
+ROWS = [
+    {"_id": 0, "text": "warm red wool scarf", "price": 29},
+    {"_id": 1, "text": "warm winter coat", "price": 120},
+    {"_id": 2, "text": "wool hat", "price": 19},
+    {"_id": 3, "text": "warm gloves", "price": 35},
+    {"_id": 4, "text": "straw hat", "price": 15},
+    {"_id": 5, "text": "swimming trunks", "price": 22},
+]
+
+
+@pytest.fixture
+def shop(findable: sd.Collection[Any]) -> sd.Collection[Any]:
+    findable.insert_many(copy.deepcopy(ROWS))
+    return findable
+
+
+def ranked(query: str, rows: list[dict[str, Any]]) -> list[tuple[Any, float]]:
+    """Rank by brute force: best first, ties by ``_id``."""
+
+    def score(row: dict[str, Any]) -> float:
+        a, b = words(query), words(row["text"])
+        return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+
+    return sorted(((row["_id"], score(row)) for row in rows), key=lambda pair: (-round(pair[1], 5), pair[0]))
+
+
+def ids(found: Any) -> list[Any]:
+    return [document["_id"] for document in found]
+
+
+BEST = [id for id, _ in ranked("warm hat", ROWS)]
+
+
+def test_like_finds_the_nearest_in_order_with_scores(shop: sd.Collection[Any]) -> None:
+    found = list(shop.find(like={"text": "warm hat"}, n=4))
+    assert ids(found) == BEST[:4]
+    assert [d["_score"] for d in found] == pytest.approx([score for _, score in ranked("warm hat", ROWS)[:4]], abs=1e-5)
+    assert ids(shop.find({"$like": {"text": "warm hat"}}, n=4)) == BEST[:4]
+    assert all("_sddb" not in document for document in found)
+
+
+@pytest.mark.parametrize("n", [1, 3, 6, 100])
+@pytest.mark.parametrize("limit", [10, 22, 30, 1000])
+def test_s3_exactly_as_many_as_match_come_back(shop: sd.Collection[Any], n: int, limit: int) -> None:
+    rows = [row for row in ROWS if row["price"] < limit]
+    expected = [id for id, _ in ranked("warm hat", rows)][:n]
+    assert ids(shop.find({"price": {"$lt": limit}}, like={"text": "warm hat"}, n=n)) == expected
+    assert ids(shop.find({"price": {"$lt": limit}, "$like": {"text": "warm hat"}}, n=n)) == expected
+
+
+def test_s1_find_one_by_likeness(shop: sd.Collection[Any]) -> None:
+    assert ids([shop.find_one(like={"text": "warm hat"}, n=1)]) == BEST[:1]
+    assert ids([shop.find_one({"$like": {"text": "warm hat"}})]) == BEST[:1]
+    assert ids([shop.find_one({"price": {"$lt": 16}}, like={"text": "warm hat"})]) == [4]
+    assert shop.find_one({"price": -1}, like={"text": "warm hat"}) is None
+
+
+def test_s4_documents_without_an_output_are_passed_over(shop: sd.Collection[Any]) -> None:
+    shop.insert_many([{"_id": 10, "price": 1}, {"_id": 11, "text": 5, "price": 1}])
+    assert ids(shop.find({"price": {"$lt": 16}}, like={"text": "warm hat"})) == [4]
+
+
+def test_s5_the_index_follows_every_write(shop: sd.Collection[Any]) -> None:
+    query = {"text": "entirely different words"}
+    shop.insert_one({"_id": 20, **query})
+    assert ids(shop.find(like=query, n=1)) == [20]
+    shop.update_one({"_id": 20}, {"$set": {"text": "warm hat"}})
+    shop.replace_one({"_id": 5}, query)
+    assert ids(shop.find(like=query, n=1)) == [5]
+    shop.delete_one({"_id": 5})
+    assert 5 not in ids(shop.find(like=query, n=100))
+    shop.find_one_and_delete({"_id": 20})
+    assert 20 not in ids(shop.find(like={"text": "warm hat"}, n=100))
+    shop.delete_many({})
+    assert ids(shop.find(like=query, n=100)) == []
+
+
+@pytest.mark.parametrize("id", [ObjectId(), "text", 7, 2**40, 1.5, b"bytes", Decimal128("1.1"), {"a": 1, "b": [1]}])
+def test_s6_an_id_of_any_type_is_found_and_searched_by(shop: sd.Collection[Any], id: Any) -> None:
+    shop.insert_one({"_id": id, "text": "one of its kind", "price": 1})
+    assert ids(shop.find({"price": 1}, like={"text": "kind"}, n=3)) == [id]
+    assert ids(shop.find(like={"_id": id}, n=1)) == [id]
+
+
+def test_a_query_by_id_uses_the_stored_vector(shop: sd.Collection[Any]) -> None:
+    assert ids(shop.find(like={"_id": 2}, n=2)) == [id for id, _ in ranked("wool hat", ROWS)][:2]
+    with pytest.raises(NotFoundError, match="99"):
+        list(shop.find(like={"_id": 99}))
+
+
+def test_s8_options_belong_to_the_result(shop: sd.Collection[Any]) -> None:
+    near = {"text": "warm hat"}
+    assert next(shop.find({}, {"price": 1, "_id": 0}, like=near, n=1)).keys() == {"price", "_score"}
+    assert "text" not in next(shop.find({}, {"text": 0}, like=near, n=1))
+    assert next(shop.find({}, ["price"], like=near, n=1)).keys() == {"_id", "price", "_score"}
+    assert ids(shop.find(like=near, n=4, skip=1, limit=2)) == BEST[1:3]
+    assert ids(shop.find(like=near, n=4).skip(1).limit(2)) == BEST[1:3]
+    assert ids(shop.find(like=near, n=4).limit(-2)) == BEST[:2]
+    prices = {row["_id"]: row["price"] for row in ROWS}
+    assert ids(shop.find(like=near, n=4).sort("price", ASCENDING)) == sorted(BEST[:4], key=lambda id: prices[id])
+    assert ids(shop.find(like=near, n=4, sort=[("price", DESCENDING)], limit=1)) == [
+        max(BEST[:4], key=lambda id: prices[id])
+    ]
+    worst_first = [document["_score"] for document in shop.find(like=near, n=4).sort("_score", ASCENDING)]
+    assert worst_first == sorted(worst_first)
+
+
+def test_min_score(shop: sd.Collection[Any]) -> None:
+    expected = [id for id, score in ranked("warm hat", ROWS) if score >= 0.4]
+    assert 0 < len(expected) < len(ROWS)
+    assert ids(shop.find(like={"text": "warm hat"}, min_score=0.4)) == expected
+
+
+def test_a_cursor_has_pymongos_manners(shop: sd.Collection[Any]) -> None:
+    cursor = shop.find(like={"text": "warm hat"}, n=4)
+    assert cursor.alive
+    assert cursor.reply is None
+    assert ids(cursor.clone()) == BEST[:4]
+    assert cursor[2]["_id"] == BEST[2]
+    assert ids(cursor[1:3]) == BEST[1:3]
+    with pytest.raises(IndexError):
+        shop.find(like={"text": "warm hat"}, n=2)[2]
+    cursor = shop.find(like={"text": "warm hat"}, n=4)
+    assert next(cursor)["_id"] == BEST[0]
+    with pytest.raises(InvalidOperation):
+        cursor.sort("price")
+    assert cursor.reply is not None
+    assert cursor.retrieved == 4
+    assert ids(cursor) == BEST[1:4]
+    assert not cursor.alive
+    assert ids(cursor.rewind()) == BEST[:4]
+    assert ids(copy.deepcopy(cursor)) == BEST[:4]
+    assert ids(shop.find(like={"text": "warm hat"}, n=4).to_list(2)) == BEST[:2]
+    assert ids(shop.find(like={"text": "warm hat"}, n=4, batch_size=1)) == BEST[:4]
+    with shop.find(like={"text": "warm hat"}) as closing:
+        closing.close()
+        assert list(closing) == []
+
+
+def test_explain_and_distinct(shop: sd.Collection[Any]) -> None:
+    search = shop.find({"price": {"$lt": 30}}, like={"text": "warm hat"}).explain()["search"]
+    assert search["found"] == 4
+    assert search["index"] == "meaning"
+    assert search["pending"] == 0
+    assert "queryPlanner" in shop.find({"price": 1}).explain()
+    assert set(shop.find(like={"text": "warm hat"}, n=2).distinct("price")) == {
+        d["price"] for d in ROWS if d["_id"] in BEST[:2]
+    }
+    assert shop.find({"price": 15}).distinct("text") == ["straw hat"]
+
+
+def test_aggregate(shop: sd.Collection[Any]) -> None:
+    stages: list[dict[str, Any]] = [{"$like": {"text": "warm hat"}}, {"$project": {"_score": 1}}]
+    found = list(shop.aggregate(stages, n=3))
+    assert ids(found) == BEST[:3]
+    assert found[0].keys() == {"_id", "_score"}
+    assert ids(shop.aggregate([{"$match": {"price": {"$lt": 16}}}, *stages])) == [4]
+    assert list(shop.aggregate([{"$like": {"text": "hat"}}, {"$count": "n"}], n=2)) == [{"n": 2}]
+    with pytest.raises(InvalidInputError, match="first stage"):
+        shop.aggregate([{"$sort": {"price": 1}}, *stages])
+
+
+def test_what_is_read_is_decoded_unless_raw(shop: sd.Collection[Any]) -> None:
+    decoded = shop.find_one({"_id": 2})
+    assert decoded is not None
+    assert decoded["_outputs"]["text"]["words"].tolist() == words("wool hat").tolist()
+    decoded["_outputs"]["text"]["words"][0] = 1  # writable
+    raw = shop.find_one({"_id": 2}, raw=True)
+    assert raw is not None
+    assert isinstance(raw["_outputs"]["text"]["words"], bytes)
+    assert next(iter(shop.aggregate([{"$match": {"_id": 2}}])))["_outputs"]["text"]["words"].dtype == np.float32
+
+
+@pytest.mark.parametrize("like", [{}, "warm", {"nothing": 1}, {"text": 5}, []])
+def test_a_bad_query_is_said(shop: sd.Collection[Any], like: Any) -> None:
+    with pytest.raises(sd.SuperduperError):
+        list(shop.find(like=like))
+
+
+@pytest.mark.parametrize("n", [0, -1, 10_001, 1.5, True, "3"])
+def test_a_bad_n_is_said_at_once(shop: sd.Collection[Any], n: Any) -> None:
+    with pytest.raises(InvalidInputError, match="n="):
+        shop.find(like={"text": "warm"}, n=n)
+
+
+def test_like_and_a_filter_that_holds_like_exclude_each_other(shop: sd.Collection[Any]) -> None:
+    with pytest.raises(InvalidInputError, match="one of them"):
+        shop.find({"$like": {"text": "a"}}, like={"text": "a"})
+
+
+# --- features ------------------------------------------------------------------------------------------------------
+
+
+def test_s9_features_with_a_filter_and_likeness(shop: sd.Collection[Any]) -> None:
+    found = list(shop.find({"price": {"$lt": 30}}, like={"text": "warm hat"}, n=2, features={"text": "length"}))
+    texts = {row["_id"]: row["text"] for row in ROWS}
+    assert [document["text"] for document in found] == [len(texts[id]) for id in ids(found)]
+
+
+def test_features_replace_values_and_respect_a_projection(shop: sd.Collection[Any]) -> None:
+    lengths = {row["_id"]: len(row["text"]) for row in ROWS}
+    assert {d["_id"]: d["text"] for d in shop.find(features={"text": "length"})} == lengths
+    found = shop.find_one({"_id": 2}, {"text": 1}, features={"text": "length"})
+    assert found == {"_id": 2, "text": 8}
+    found = shop.find_one({"_id": 2}, {"price": 1}, features={"text": "length"})
+    assert found == {"_id": 2, "price": 19}
+    found = shop.find_one({"_id": 2}, {"_outputs": 0, "_fold": 0}, features={"text": "length"})
+    assert found == {"_id": 2, "text": 8, "price": 19}
+    found = shop.find_one({"_id": 2}, features={"text": "words"})
+    assert found is not None
+    assert found["text"].tolist() == words("wool hat").tolist()
+    raw = shop.find_one({"_id": 2}, features={"text": "words"}, raw=True)
+    assert raw is not None
+    assert isinstance(raw["text"], bytes)
+
+
+def test_s10_features_of_nested_keys_and_missing_outputs(docs: sd.Collection[Any]) -> None:
+    docs.create_watcher("length", "meta.title")
+    docs.insert_many(
+        [{"_id": 1, "meta": {"title": "abc"}}, {"_id": 2, "meta": {"title": 5}}, {"_id": 3}, {"_id": 4, "meta": 1}]
+    )
+    found = {d["_id"]: d.get("meta") for d in docs.find(features={"meta.title": "length"})}
+    assert found == {1: {"title": 3}, 2: {"title": None}, 3: {"title": None}, 4: 1}
+
+
+def test_features_never_show_outputs_of_an_older_version(docs: sd.Collection[Any], stored: Any) -> None:
+    docs.insert_one({"_id": 1, "text": "abc"})
+    stored.update_one({"_id": 1}, {"$set": {"_sddb.outputs.length/text.v": 0}})
+    found = docs.find_one(1, features={"text": "length"})
+    assert found is not None
+    assert found["text"] is None
+
+
+def test_features_without_a_watcher_are_refused(docs: sd.Collection[Any]) -> None:
+    with pytest.raises(NotFoundError, match="length/title"):
+        docs.find(features={"title": "length"})
+
+
+def test_nothing_of_the_users_arguments_is_changed(shop: sd.Collection[Any]) -> None:
+    filter, projection, like = {"price": {"$lt": 30}}, {"text": 1}, {"text": "warm"}
+    kept = copy.deepcopy((filter, projection, like))
+    list(shop.find(filter, projection, like=like, features={"text": "length"}))
+    assert (filter, projection, like) == kept
+
+
+def test_another_client_finds_the_same(shop: sd.Collection[Any], other_client: sd.Client[Any]) -> None:
+    other = other_client[shop.database.name]["docs"]
+    assert ids(other.find(like={"text": "warm hat"}, n=3)) == BEST[:3]
+    assert isinstance(other.insert_many([{"_id": 30, "text": "exactly this"}]), InsertManyResult)
+    assert ids(other.find(like={"text": "exactly this"}, n=1)) == [30]
+
+
+def test_predict_is_the_model_applied_here(shop: sd.Collection[Any]) -> None:
+    assert shop.predict("length", "four") == length("four")
+    assert shop.predict_many("length", ["a", "bb"]) == [1, 2]
+    shop.create_model("double", double)
+    assert shop.predict("double", 4) == 8
+    with pytest.raises(NotFoundError, match="double"):
+        shop.predict("duble", 4)

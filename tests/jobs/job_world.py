@@ -1,0 +1,162 @@
+"""What the tests of jobs share: registering, planning, and an oracle that counts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import bson
+import psutil
+from bson import json_util
+from pymongo.database import Database
+
+from superduper_nb.jobs import FINAL_STATES, JobStore, NewJob
+from superduper_nb.jobs.foreground import run_foreground
+from superduper_nb.jobs.outputs import Outcome, Refresh
+from superduper_nb.jobs.watchers import Watcher, plan
+from superduper_nb.models.loading import Loader
+
+
+def until(condition: Callable[[], Any], timeout: float = 60, what: str = "the condition") -> Any:
+    """Wait for a condition, and return what made it true."""
+    deadline = time.monotonic() + timeout
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"{what} was not met within {timeout} s"
+        time.sleep(0.02)
+    return found
+
+
+class World:
+    """A database with models and watchers, and the writes of a client that plans jobs."""
+
+    def __init__(self, database: Database[dict[str, Any]]) -> None:
+        self.database = database
+        self.docs = database["docs"]
+        self.store = JobStore(database)
+        self.loader = Loader(database)
+
+    def model(self, id: str, obj: Any, **definition: Any) -> None:
+        bundle = {"object": obj, "preprocess": None, "postprocess": None}
+        settings = {"type": None, "batch_size": None, "device": "auto", **definition}
+        self.loader.store.put("model", id, settings, obj=bundle)
+
+    def watcher(self, model: str, key: str, **options: Any) -> Watcher:
+        watcher = Watcher("docs", model, key, **options)
+        self.loader.store.put("watcher", watcher.id, watcher.definition(), collection="docs")
+        return watcher
+
+    def watchers(self) -> list[Watcher]:
+        return [Watcher.from_component(found) for found in self.loader.store.current("watcher", collection="docs")]
+
+    def refresh(self, watcher: Watcher, **options: Any) -> Refresh:
+        return Refresh(self.database, self.loader, watcher, **options)
+
+    def run(self, watcher: Watcher, **options: Any) -> Outcome:
+        """Bring all documents up to date, here."""
+        return self.refresh(watcher, **options).run([found["_id"] for found in self.docs.find({}, {"_id": 1})])
+
+    def jobs_for(self, ids: Iterable[Any], *, held: bool = False) -> dict[str, str]:
+        """Record the jobs that follow a write of these documents."""
+        ids, new = list(ids), {}
+        work = self.store.create_batch(ids)
+        for watcher, before in plan(self.watchers()):
+            parents = tuple(new[name].id for name in before)
+            new[watcher.id] = NewJob("outputs", watcher.id, "docs", watcher.id, work, len(ids), parents)
+        self.store.create(list(new.values()), held=held)
+        return {name: job.id for name, job in new.items()}
+
+    def insert(self, documents: list[dict[str, Any]]) -> dict[str, str]:
+        """Insert documents as the client does: jobs first, on hold."""
+        jobs = self.jobs_for([document["_id"] for document in documents], held=True)
+        self.docs.insert_many(documents)
+        self.store.release(list(jobs.values()))
+        return jobs
+
+    def backfill(self, watcher: Watcher) -> str:
+        """Record a job over all documents that a watcher's filter selects."""
+        work = {"filter": json_util.dumps(dict(watcher.filter))}
+        job = NewJob("outputs", watcher.id, "docs", watcher.id, work, self.docs.estimated_document_count())
+        self.store.create([job])
+        return job.id
+
+    def here(self, jobs: Iterable[str]) -> None:
+        """Run jobs in this process."""
+        run_foreground(self.database, self.loader, list(jobs))
+
+    def ended(self, id: str, timeout: float = 60) -> dict[str, Any]:
+        """Wait for a job's end; return its record."""
+
+        def look() -> dict[str, Any] | None:
+            record = self.store.get(id)
+            return record if record["state"] in FINAL_STATES else None
+
+        record: dict[str, Any] = until(look, timeout, f"the end of job {id}")
+        return record
+
+
+@dataclass
+class Oracle:
+    """Compares what is in MongoDB with what was acknowledged, and with the model applied here."""
+
+    world: World
+    watcher: Watcher
+    model: Callable[[Any], Any]
+    version: int = 1
+
+    def check(self, acknowledged: Iterable[Any], *, failed: Iterable[Any] = ()) -> dict[str, int]:
+        """Count what is wrong."""
+        present = {_key(document["_id"]): document for document in self.world.docs.find()}
+        expected, excused = set(map(_key, acknowledged)), set(map(_key, failed))
+        unfinished = {"state": {"$exists": True, "$nin": list(FINAL_STATES)}}
+        wrong = [key for key, found in present.items() if key not in excused and not self._right(found)]
+        return {
+            "lost": len(expected - present.keys()),
+            "phantom": len(present.keys() - expected),
+            "wrong": len(wrong),
+            "unfinished": self.world.database["_sddb.jobs"].count_documents(unfinished),
+        }
+
+    def _right(self, document: dict[str, Any]) -> bool:
+        from superduper_nb.documents.paths import get_path
+
+        output = get_path(document, self.watcher.output_path, None)
+        token = get_path(document, self.watcher.token_path, None)
+        value = self.model(get_path(document, self.watcher.key))
+        return bool(token and output == value and token["v"] == self.version and "error" not in token)
+
+
+GOOD = {"lost": 0, "phantom": 0, "wrong": 0, "unfinished": 0}
+
+
+def _key(id: Any) -> bytes:
+    return bytes(bson.encode({"": id}))
+
+
+def descendants(pid: int) -> list[psutil.Process]:
+    """List the processes below one."""
+    return list(psutil.Process(pid).children(recursive=True))
+
+
+class ThreadPool:
+    """A pool of threads: the dispatcher's work without the time that worker processes take to start."""
+
+    def __init__(self, threads: int = 2) -> None:
+        self._executor = ThreadPoolExecutor(threads)
+        self.submitted: list[tuple[str, int]] = []
+        self.lose: Callable[[list[Any]], BaseException | None] = lambda ids: None
+
+    def submit(self, key: str, function: Callable[..., Any], *args: Any, priority: int = 0) -> Future[Any]:
+        _, job, ids, _ = args
+        self.submitted.append((job["_id"], len(ids)))
+        return self._executor.submit(self._run, function, args, ids)
+
+    def _run(self, function: Callable[..., Any], args: Any, ids: list[Any]) -> Any:
+        if error := self.lose(ids):
+            raise error
+        return function(*args)
+
+    def subscribe(self, topic: str, handler: Callable[[dict[str, Any]], None]) -> None:
+        """Nothing is told: threads have no events."""

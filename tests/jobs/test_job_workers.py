@@ -1,0 +1,263 @@
+"""Jobs in real worker processes, and what happens when those, their scheduler or MongoDB are killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from job_world import GOOD, Oracle, World, descendants, until
+from pymongo import MongoClient
+
+from superduper_nb.cluster.dask import DaskPool
+from superduper_nb.cluster.mongod import Mongod, connect_options
+from superduper_nb.jobs.dispatcher import Dispatcher
+
+Start = Callable[..., Dispatcher]
+
+
+def double(x: Any) -> Any:
+    return x * 2
+
+
+def slow_double(x: Any) -> Any:
+    time.sleep(0.002)
+    return x * 2
+
+
+def deadly(x: Any) -> Any:
+    if x == 321:
+        os._exit(1)
+    return x * 2
+
+
+class Unloadable:
+    """A model whose loading goes wrong."""
+
+    def __call__(self, x: Any) -> Any:
+        return x
+
+    def __setstate__(self, state: Any) -> None:
+        raise RuntimeError("the weights are not on this machine")
+
+    def __getstate__(self) -> dict[str, int]:
+        return {"a": 1}
+
+
+def rows(n: int, start: int = 0) -> list[dict[str, Any]]:
+    return [{"_id": i, "x": i} for i in range(start, start + n)]
+
+
+def seeded() -> random.Random:
+    seed = random.randrange(10**6)
+    print("seed", seed)
+    return random.Random(seed)
+
+
+def worker_pids(pool: DaskPool) -> list[int]:
+    """Return the worker processes: below the host's nannies, without the helpers of multiprocessing."""
+    assert pool._process is not None
+    return [p.pid for p in descendants(pool._process.pid) if "multiprocessing.spawn" in " ".join(p.cmdline())]
+
+
+def test_workers_compute_and_say_what_was_printed(world: World, pool: DaskPool, dispatch: Start) -> None:
+    def talk(x: Any) -> Any:
+        if x % 1000 == 0:
+            print("at", x)
+        return x * 2
+
+    heard: list[dict[str, Any]] = []
+    world.model("m", talk)
+    watcher = world.watcher("m", "x")
+    dispatcher = dispatch(pool, on_event=heard.append)
+    jobs = world.insert(rows(3000))
+    dispatcher.notify(world.database.name)
+    assert world.ended(jobs["m/x"])["state"] == "succeeded"
+    assert Oracle(world, watcher, double).check(range(3000)) == GOOD
+    assert sorted(line["text"] for line in world.store.logs(jobs["m/x"])) == ["at 0", "at 1000", "at 2000"]
+    assert {event["job"] for event in heard} == set(jobs.values())
+
+
+def test_progress_moves_inside_a_chunk(world: World, pool: DaskPool, dispatch: Start) -> None:
+    world.model("m", slow_double)
+    world.watcher("m", "x", batch_size=8)
+    seen: set[int] = set()
+    dispatcher = dispatch(pool, on_event=lambda event: seen.add(event["done"]))
+    jobs = world.insert(rows(1000))
+    dispatcher.notify(world.database.name)
+    world.ended(jobs["m/x"])
+    assert len([done for done in seen if 0 < done < 500]) >= 1
+
+
+def test_a_model_that_does_not_load_in_a_worker_fails_the_job(world: World, pool: DaskPool, dispatch: Start) -> None:
+    world.model("m", Unloadable())
+    world.watcher("m", "x")
+    dispatcher = dispatch(pool)
+    jobs = world.insert(rows(5))
+    dispatcher.notify(world.database.name)
+    record = world.ended(jobs["m/x"])
+    assert (record["state"], record["error"]["type"]) == ("failed", "ModelError")
+    assert "the weights are not on this machine" in record["error"]["message"]
+
+
+def test_cancel_stops_in_the_middle_of_a_chunk(world: World, pool: DaskPool, dispatch: Start) -> None:
+    def crawl(x: Any) -> Any:
+        time.sleep(0.02)
+        return x
+
+    world.model("m", crawl)
+    world.watcher("m", "x", batch_size=4)
+    dispatcher = dispatch(pool)
+    jobs = world.insert(rows(1000))
+    dispatcher.notify(world.database.name)
+    computed = {"_outputs.x.m": {"$exists": True}}
+    until(lambda: world.docs.count_documents(computed))
+    world.store.cancel(jobs["m/x"])
+    until(lambda: not dispatcher._out, 10, "the end of the cancelled work")
+    count = world.docs.count_documents(computed)
+    assert 0 < count < 1000
+    assert world.store.get(jobs["m/x"])["state"] == "cancelled"
+    world.model("n", double)
+    world.watcher("n", "x")
+    after = world.insert(rows(10, 5000))
+    dispatcher.notify(world.database.name)
+    assert world.ended(after["n/x"])["state"] == "succeeded"
+    world.store.cancel(after["m/x"])
+
+
+def test_one_document_that_ends_its_worker_fails_alone(world: World, own_pool: DaskPool, dispatch: Start) -> None:
+    world.model("m", deadly)
+    watcher = world.watcher("m", "x")
+    dispatcher = dispatch(own_pool)
+    jobs = world.insert(rows(500))
+    dispatcher.notify(world.database.name)
+    record = world.ended(jobs["m/x"], 150)
+    assert record["state"] == "succeeded"
+    assert [failure["_id"] for failure in record["failures"]["first"]] == [321]
+    assert Oracle(world, watcher, double).check(range(500), failed=[321]) == GOOD
+
+
+def kill_worker(pool: DaskPool) -> None:
+    os.kill(random.choice(worker_pids(pool)), signal.SIGKILL)
+
+
+def kill_host(pool: DaskPool) -> None:
+    assert pool._process is not None
+    pool._process.kill()
+
+
+@pytest.mark.parametrize("kill", [kill_worker, kill_host])
+def test_kill_nine_of_a_part_of_the_pool_loses_nothing(
+    world: World, own_pool: DaskPool, dispatch: Start, kill: Callable[[DaskPool], None]
+) -> None:
+    rng = seeded()
+    world.model("m", slow_double)
+    watcher = world.watcher("m", "x")
+    dispatcher = dispatch(own_pool)
+    jobs = world.insert(rows(3000))
+    dispatcher.notify(world.database.name)
+    until(lambda: world.store.get(jobs["m/x"])["state"] == "running")
+    time.sleep(rng.random())
+    kill(own_pool)
+    assert world.ended(jobs["m/x"], 90)["state"] == "succeeded"
+    assert Oracle(world, watcher, double).check(range(3000)) == GOOD
+    until(lambda: own_pool.describe()["workers"] == 2, 30, "a full pool")
+
+
+def test_kill_nine_of_mongod_loses_nothing(tmp_path: Path, dispatch: Start) -> None:
+    rng = seeded()
+    with Mongod.attach(tmp_path / "db", cache_gb=0.25) as mongod:
+        pool = DaskPool(workers=2, environment={"SUPERDUPER_MONGODB__URI": mongod.uri})
+        client: MongoClient[dict[str, Any]] = MongoClient(mongod.uri, **connect_options())
+        try:
+            world = World(client["drill"])
+            world.model("m", slow_double)
+            watcher = world.watcher("m", "x")
+            pool.start()
+            dispatcher = dispatch(pool, uri=mongod.uri)
+            jobs = world.insert(rows(3000))
+            dispatcher.notify("drill")
+            until(lambda: world.store.get(jobs["m/x"])["state"] == "running")
+            time.sleep(rng.random())
+            os.kill(mongod.status()["pid"], signal.SIGKILL)
+            until(lambda: mongod.status()["restarts"], 30, "a new mongod")
+            assert world.ended(jobs["m/x"], 90)["state"] == "succeeded"
+            assert Oracle(world, watcher, double).check(range(3000)) == GOOD
+            dispatcher.close()
+        finally:
+            pool.close()
+            client.close()
+
+
+def test_close_leaves_no_process(mongo_uri: str) -> None:
+    pool = DaskPool(workers=2, environment={"SUPERDUPER_MONGODB__URI": mongo_uri})
+    pool.start()
+    assert pool._process is not None
+    host = psutil.Process(pool._process.pid)
+    processes = [host, *descendants(host.pid)]
+    assert len(processes) > 2
+    pool.close()
+    pool.close()
+    assert [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE] == []
+
+
+PARENT = """
+import sys, time, json
+from superduper_nb.cluster.dask import DaskPool
+pool = DaskPool(workers=2)
+pool.start()
+print(json.dumps(pool._process.pid), flush=True)
+time.sleep(600)
+"""
+
+
+def test_killing_the_parent_leaves_no_process() -> None:
+    parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True)
+    try:
+        assert parent.stdout is not None
+        host = psutil.Process(json.loads(parent.stdout.readline()))
+        processes = [host, *descendants(host.pid)]
+        parent.kill()
+        gone, alive = psutil.wait_procs(processes, timeout=30)
+        assert alive == []
+        assert len(gone) > 2
+    finally:
+        parent.kill()
+        parent.communicate()
+
+
+def test_the_settings_under_which_worker_deaths_are_survived_are_in_force(pool: DaskPool) -> None:
+    def read(dask_scheduler: Any) -> dict[str, Any]:
+        import dask
+
+        names = ("worker-ttl", "allowed-failures")
+        found = {name: dask.config.get(f"distributed.scheduler.{name}") for name in names}
+        return {**found, "address": dask_scheduler.address, "allowed": dask_scheduler.allowed_failures}
+
+    assert pool._client is not None
+    found = pool._client.run_on_scheduler(read)
+    assert (found["worker-ttl"], found["allowed"]) == ("30s", 0)
+    assert found["address"].startswith("tls://127.0.0.1:")
+
+
+def test_a_worker_that_prints_from_c_without_end_does_not_stall(world: World, pool: DaskPool, dispatch: Start) -> None:
+    def shout(x: Any) -> Any:
+        os.write(1, b"x" * 100_000)
+        return x * 2
+
+    world.model("m", shout)
+    watcher = world.watcher("m", "x")
+    dispatcher = dispatch(pool)
+    jobs = world.insert(rows(10))
+    dispatcher.notify(world.database.name)
+    world.ended(jobs["m/x"])
+    assert Oracle(world, watcher, double).check(range(10)) == GOOD
