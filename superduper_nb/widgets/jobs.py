@@ -37,6 +37,8 @@ class JobState:
         Documents: worked through, to work through (0: unknown), failed one by one.
     error : str
         Why it failed; empty where it did not.
+    rate, eta : float
+        Documents in a second, and seconds to go (0: unknown).
     """
 
     id: str
@@ -46,6 +48,8 @@ class JobState:
     total: int = 0
     failed: int = 0
     error: str = ""
+    rate: float = 0.0
+    eta: float = 0.0
 
     @property
     def mood(self) -> Mood:
@@ -63,6 +67,19 @@ class JobState:
         told = f"{self.done:,}/{self.total:,}" if self.total else (f"{self.done:,}" if self.done else "")
         return f"{told}, {self.failed:,} failed".lstrip(", ") if self.failed else told
 
+    @property
+    def speed(self) -> str:
+        """How fast it goes, and how long it will take."""
+        if self.state != "running" or not self.rate:
+            return ""
+        left = f", {_clock(max(self.eta, 1.0))} left" if self.eta else ""
+        return f"{self.rate:,.0f}/s{left}" if self.rate >= 1 else f"{self.rate * 60:,.0f}/min{left}"
+
+    @property
+    def can_retry(self) -> bool:
+        """Tell whether queueing it again would do anything."""
+        return self.state in ("failed", "cancelled") or (self.state == "succeeded" and self.failed > 0)
+
 
 def snapshot(records: Iterable[Mapping[str, Any]]) -> list[JobState]:
     """Read job records."""
@@ -72,7 +89,8 @@ def snapshot(records: Iterable[Mapping[str, Any]]) -> list[JobState]:
 def _state(record: Mapping[str, Any]) -> JobState:
     progress = {name: int(record.get("progress", {}).get(name) or 0) for name in ("done", "total", "failed")}
     name, id = visible(shorten(str(record["name"]), 80)), visible(str(record["_id"]))
-    return JobState(id, name, str(record["state"]), **progress, error=_reason(record.get("error")))
+    speed = {name: float(record.get("progress", {}).get(name) or 0.0) for name in ("rate", "eta")}
+    return JobState(id, name, str(record["state"]), **progress, error=_reason(record.get("error")), **speed)
 
 
 def _reason(error: Mapping[str, Any] | None) -> str:
@@ -106,7 +124,9 @@ def jobs_text(states: Sequence[JobState], *, seconds: float = 0.0) -> str:
     clock = _clock(seconds)
     lines = [
         "  ".join(
-            part for part in (f"{job.mark} {job.state:<9}", job.name, job.count, clock, job.error, job.id) if part
+            part
+            for part in (f"{job.mark} {job.state:<9}", job.name, job.count, job.speed, clock, job.error, job.id)
+            if part
         )
         for job in states[:MOST_JOBS]
     ]

@@ -1,19 +1,20 @@
 """Live progress of jobs.
 
 A view shows itself only when its jobs take longer than half a second, moves by changing one trait of one widget from a
-thread (text printed by a thread would land in another cell), and ends as static output in the same place, its widget
-closed: a saved notebook holds how it ended, and no widget state. Without a live kernel it is one block of text.
+thread (text printed by a thread would land in another cell), and ends as static output in the same place, its widgets
+closed: a saved notebook holds how it ended, and no widget state. Where something failed it first offers for a while to
+try that again. Without a live kernel it is one block of text.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from importlib import import_module
 from threading import Event, Thread
 from typing import Any, Final, Protocol
 
-from superduper_nb.widgets.jobs import JobState, finished, jobs_html, jobs_text, snapshot
+from superduper_nb.widgets.jobs import FINISHED, JobState, finished, jobs_html, jobs_text, snapshot
+from superduper_nb.widgets.panel import Action, Panel, panel
 
 __all__ = ["JobLike", "JobsView"]
 
@@ -21,14 +22,22 @@ DELAY: Final = 0.5
 INTERVAL: Final = 0.25
 PATIENCE: Final = 40
 """Failed looks at the jobs, one after another, until a view gives up."""
+OFFER: Final = 120.0
+"""Seconds for which the button to retry stays."""
 
 
 class JobLike(Protocol):
-    """What a view reads of a job: its record, as it is now."""
+    """What a view needs of a job."""
 
     @property
     def record(self) -> Mapping[str, Any]:
-        """``_id``, ``name``, ``state``, ``progress``, ``error``."""
+        """``_id``, ``name``, ``state``, ``progress``, ``error``, as they are now."""
+
+    def cancel(self) -> Any:
+        """Stop it."""
+
+    def retry(self) -> Any:
+        """Queue it again."""
 
 
 class JobsView:
@@ -42,6 +51,8 @@ class JobsView:
         Seconds for which nothing is shown: jobs that end sooner get their final picture only.
     interval : float
         Seconds between two looks at the jobs.
+    offer : float
+        Seconds for which failed jobs can be retried by the view's button; then it becomes static.
 
     Attributes
     ----------
@@ -51,12 +62,14 @@ class JobsView:
         What was seen last.
     """
 
-    def __init__(self, jobs: Iterable[JobLike], *, delay: float = DELAY, interval: float = INTERVAL) -> None:
+    def __init__(
+        self, jobs: Iterable[JobLike], *, delay: float = DELAY, interval: float = INTERVAL, offer: float = OFFER
+    ) -> None:
         self._jobs = list(jobs)
-        self._delay, self._interval = delay, interval
+        self._delay, self._interval, self._offer = delay, interval, offer
         self._began = time.monotonic()
-        self._stop = Event()
-        self._widget: Any = None
+        self._stop, self._again = Event(), Event()
+        self._panel: Panel | None = None
         self._handle: Any = None
         self.ended = Event()
         self.states: list[JobState] = []
@@ -69,7 +82,8 @@ class JobsView:
         while not self._look() and self._seconds() < self._delay:
             self._stop.wait(0.05)
         if not finished(self.states) and _has_kernel():
-            self._widget = _widget(jobs_html(self.states))
+            self._panel = panel(self._html(), self._act)
+            self._draw()
         self._handle = _display(self._bundle())
         if finished(self.states):
             self.ended.set()
@@ -77,13 +91,21 @@ class JobsView:
             Thread(target=self._follow, name="superduper-progress", daemon=True).start()
 
     def close(self) -> None:
-        """Stop following and close the widget; safe to call twice, and before :meth:`show`."""
+        """Stop following and close the widgets; safe to call twice, and before :meth:`show`."""
         self._stop.set()
-        _close(self._widget)
-        self._widget = None
+        self._again.set()
+        self._drop_panel()
         self.ended.set()
 
     def _follow(self) -> None:
+        while self._followed_to_the_end() and self._tried_again():
+            pass
+        if not self._stop.is_set():
+            self._finish()
+        self.close()
+
+    def _followed_to_the_end(self) -> bool:
+        """Draw until the jobs are finished; False where they can't be read, or the view was closed."""
         failures = 0
         while failures < PATIENCE and not self._stop.wait(self._interval):
             try:
@@ -93,35 +115,68 @@ class JobsView:
                 failures += 1
                 self._draw(f"the jobs can't be read at the moment ({type(error).__name__})")
                 continue
-            if done:
-                break
             self._draw()
-        if not self._stop.is_set():
-            self._finish()
-        self.close()
+            if done:
+                return True
+        return False
+
+    def _tried_again(self) -> bool:
+        """Offer for a while to retry what failed; True when the offer was taken."""
+        if self._panel is None or not any(state.can_retry for state in self.states):
+            return False
+        if self._handle is not None:
+            self._handle.update(self._bundle(), raw=True)  # what is saved meanwhile
+        self.ended.set()
+        deadline = time.monotonic() + self._offer
+        while not self._again.wait(min(self._interval, 1.0)) and time.monotonic() < deadline:
+            self._draw()  # why a click failed, say
+        taken = self._again.is_set() and not self._stop.is_set()
+        self._again.clear()
+        return taken
+
+    def _act(self, action: Action) -> None:
+        """Do what the button says."""
+        states = dict(zip(self._jobs, self.states, strict=True))
+        if action == "cancel":
+            for job in (job for job, state in states.items() if state.state not in FINISHED):
+                job.cancel()
+            return
+        for job in (job for job, state in states.items() if state.can_retry):
+            job.retry()
+        self.ended.clear()
+        self._again.set()
 
     def _look(self) -> bool:
         self.states = snapshot(job.record for job in self._jobs)
         return finished(self.states)
 
     def _draw(self, problem: str = "") -> None:
-        if self._widget is not None:
-            self._widget.value = jobs_html(self.states, seconds=self._seconds(), problem=problem)
+        if (shown := self._panel) is None:
+            return
+        over, failed = finished(self.states), any(state.can_retry for state in self.states)
+        shown.offer("cancel" if not over else "retry" if failed else "")
+        shown.draw(self._html(problem or shown.problem))
 
     def _finish(self) -> None:
         """Put the final picture where the widget stood."""
-        widget, self._widget = self._widget, None
+        leaving, self._panel = self._panel, None
         if self._handle is not None and _has_kernel():
             self._handle.update(self._bundle(), raw=True)
-        _close(widget)
+        if leaving is not None:
+            leaving.close()
+
+    def _drop_panel(self) -> None:
+        leaving, self._panel = self._panel, None
+        if leaving is not None:
+            leaving.close()
 
     def _bundle(self) -> dict[str, Any]:
-        own = {
-            "text/plain": jobs_text(self.states, seconds=self._seconds()),
-            "text/html": jobs_html(self.states, seconds=self._seconds()),
-        }
-        view = {} if self._widget is None else self._widget._repr_mimebundle_() or {}
-        return {**view, **own}
+        text = jobs_text(self.states, seconds=self._seconds())
+        own = {"text/plain": text, "text/html": self._html()}
+        return {**(self._panel.bundle() if self._panel else {}), **own}
+
+    def _html(self, problem: str = "") -> str:
+        return jobs_html(self.states, seconds=self._seconds(), problem=problem)
 
     def _seconds(self) -> float:
         return time.monotonic() - self._began
@@ -139,19 +194,3 @@ def _display(bundle: dict[str, Any]) -> Any:
 
     show: Any = display  # untyped in IPython
     return show(bundle, raw=True, display_id=True)
-
-
-def _widget(html: str) -> Any:
-    """Return one HTML widget; None where ipywidgets is missing or broken: the static view is complete by itself."""
-    try:
-        widgets = import_module("ipywidgets")
-    except ImportError:
-        return None
-    return widgets.HTML(html)
-
-
-def _close(widget: Any) -> None:
-    if widget is None:
-        return
-    for part in (widget, widget.layout, widget.style):  # ipywidgets keeps the two helpers alive otherwise
-        part.close()

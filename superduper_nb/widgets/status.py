@@ -104,7 +104,9 @@ def _part(name: str, facts: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _is_more(key: str, value: Any) -> bool:
-    return key not in ("state", "where", "version") and value not in (None, "", [], {}, False, 0)
+    if key in ("state", "where", "version") or value is False or value in (None, "", [], {}):
+        return False
+    return key != "restarts" or value != 0  # none is no news
 
 
 def _fact(name: str, value: Any) -> str:

@@ -1,0 +1,94 @@
+"""The live part of a progress view: one HTML and one button, in one box."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any, Final, Literal
+
+__all__ = ["Action", "Panel", "panel"]
+
+log = logging.getLogger(__name__)
+
+Action = Literal["cancel", "retry", ""]
+"""What the button does; empty: there is none."""
+
+_LABELS: Final[Mapping[str, tuple[str, str, str]]] = {
+    "cancel": ("Cancel", "Cancelling…", "Stop these jobs; what they have written stays"),
+    "retry": ("Retry", "Queueing…", "Queue what failed again"),
+}
+
+
+def panel(html: str, act: Callable[[Action], None]) -> Panel | None:
+    """Return a panel; None where ipywidgets is missing or broken: the static view is complete by itself."""
+    try:
+        return Panel(html, act)
+    except ImportError:
+        return None
+
+
+class Panel:
+    """An ipywidgets view that shows HTML, with a button below it.
+
+    While a cell runs, a click arrives only where front-end and kernel speak over subshells (JupyterLab 4.4 and
+    ipykernel 7); elsewhere it waits for the cell. Nothing depends on it: there are ``job.cancel()`` and ``%sddb cancel``.
+
+    Parameters
+    ----------
+    html : str
+        What it shows at first.
+    act : callable
+        Does what the button says. What it raises is told in the panel, and logged: a widget's callback has nobody to
+        raise to.
+    """
+
+    def __init__(self, html: str, act: Callable[[Action], None]) -> None:
+        widgets = import_module("ipywidgets")
+        self._act, self._action, self._problem = act, "", ""
+        self._html = widgets.HTML(html)
+        self._button = widgets.Button(layout=widgets.Layout(width="auto", display="none"))
+        self._button.on_click(self._clicked)
+        self._box = widgets.VBox([self._html, self._button])
+
+    @property
+    def problem(self) -> str:
+        """Why the last click did not do what it says; empty where it did."""
+        return self._problem
+
+    def draw(self, html: str) -> None:
+        """Show other HTML."""
+        self._html.value = html
+
+    def offer(self, action: Action) -> None:
+        """Let the button do something else; the same again changes nothing, so that a click is not forgotten."""
+        if action == self._action:
+            return
+        self._action = action
+        if action:
+            self._button.description, _, self._button.tooltip = _LABELS[action]
+        self._button.disabled = False
+        self._button.layout.display = None if action else "none"
+
+    def bundle(self) -> dict[str, Any]:
+        """Return the view as a mime bundle."""
+        return dict(self._box._repr_mimebundle_() or {})
+
+    def close(self) -> None:
+        """Close every widget; ipywidgets keeps layouts and styles alive otherwise."""
+        for part in (self._box, self._html, self._button):
+            for widget in (part, part.layout, getattr(part, "style", None)):
+                if widget is not None:
+                    widget.close()
+
+    def _clicked(self, _: Any) -> None:
+        action = self._action
+        if not action:
+            return
+        self._problem, self._button.disabled, self._button.description = "", True, _LABELS[action][1]
+        try:
+            self._act(action)  # type: ignore[arg-type]
+        except Exception as error:  # told where the click was made; nobody else would see it
+            log.warning("the %s button failed", action, exc_info=True)
+            self._problem = f"{action} failed: {type(error).__name__}: {error}"
+            self._button.disabled, self._button.description = False, _LABELS[action][0]
