@@ -21,6 +21,7 @@ from superduper_nb.cluster.mongod import Mongod, connect_options, wrap_uri_error
 from superduper_nb.config import Config
 from superduper_nb.errors import ModelError, SuperduperError
 from superduper_nb.jobs.dispatcher import Dispatcher
+from superduper_nb.jobs.follower import Follower
 from superduper_nb.jobs.foreground import run_foreground
 from superduper_nb.jobs.records import JobStore
 from superduper_nb.models.apply import Predictor
@@ -210,6 +211,9 @@ class LocalServices(_Engines):
             self._dispatcher = Dispatcher(client, self._pool, in_flight=_in_flight(config), on_event=on_event)
             undo.callback(self._dispatcher.close)
             self._dispatcher.start()
+            self._follower = Follower(client, self._dispatcher.notify)
+            undo.callback(self._follower.close)
+            self._follower.start()
             self._undo = undo.pop_all()
 
     def notify(self, database: str, jobs: Collection[str]) -> None:

@@ -42,16 +42,20 @@ class Client(pymongo.MongoClient[_DocumentType]):
     _records_client: pymongo.MongoClient[dict[str, Any]] | None = None
     _records_lock = threading.Lock()
     _valid_fraction: float = 0.05
-    how: str = "this client was made directly: everything runs in this process"
-    """How the cluster was found."""
+    _how: str = "this client was made directly: everything runs in this process"
+
+    @property
+    def how(self) -> str:
+        """How the cluster was found."""
+        return self._how
 
     def _use(self, services: Services, how: str, config: Config, on_close: Callable[[], None] | None = None) -> None:
-        self._services, self.how, self._on_close = services, how, on_close
+        self._services, self._how, self._on_close = services, how, on_close
         self._valid_fraction = config.valid_fraction
 
     @property
     def _records(self) -> pymongo.MongoClient[dict[str, Any]]:
-        """The package's own connections to the same MongoDB: its look-ups are not among the user's commands and events."""
+        """The package's own connections to the same MongoDB: its look-ups are not among the user's events."""
         with self._records_lock:
             if self._records_client is None:
                 given = self._init_kwargs.items()
@@ -74,11 +78,10 @@ class Client(pymongo.MongoClient[_DocumentType]):
         return {**self.services.status(), "found": self.how}
 
     def _workspace(self, name: str) -> Workspace:
-        if self._workspaces is None:
-            self._workspaces = {}
-        if name not in self._workspaces:
-            self._workspaces[name] = Workspace(self, name)
-        return self._workspaces[name]
+        known = self._workspaces
+        if known is None:
+            known = self._workspaces = {}
+        return known[name] if name in known else known.setdefault(name, Workspace(self, name))
 
     def close(self) -> None:
         """Close the connections, and what runs in this process for this client."""
@@ -92,13 +95,21 @@ class Client(pymongo.MongoClient[_DocumentType]):
         if on_close is not None:
             on_close()
 
+    def drop_database(self, name_or_database: Any, *args: Any, **kwargs: Any) -> None:
+        """Drop a database, as pymongo does, with all that is registered in it."""
+        super().drop_database(name_or_database, *args, **kwargs)
+        if self._workspaces is not None:
+            self._workspaces.pop(getattr(name_or_database, "name", name_or_database), None)
+
     # --- the same as pymongo's, but of our classes -----------------------------------------------------------------
 
     def __getitem__(self, name: str) -> Database[_DocumentType]:
         return Database(self, name)
 
-    def get_database(self, name: str | None = None, *args: Any, **kwargs: Any) -> Database[_DocumentType]:  # noqa: D102
+    def get_database(self, name: str | None = None, *args: Any, **kwargs: Any) -> Database[_DocumentType]:
+        """Return a database with options, as pymongo does; of our class."""
         return Database._of(super().get_database(name, *args, **kwargs))
 
-    def get_default_database(self, *args: Any, **kwargs: Any) -> Database[_DocumentType]:  # noqa: D102
+    def get_default_database(self, *args: Any, **kwargs: Any) -> Database[_DocumentType]:
+        """Return the database that the URI names, as pymongo does; of our class."""
         return Database._of(super().get_default_database(*args, **kwargs))

@@ -155,7 +155,7 @@ class Collection(FindingCollection[_DocumentType]):
         workspace = self._workspace
         if isinstance(models, str) or isinstance(keys, str) or not models or len(models) != len(keys):
             raise InvalidInputError(
-                f"models= and keys= are two lists of one length, such as ['m'] and ['text']; given {models!r}, {keys!r}."
+                f"models= and keys= are lists of one length, such as ['m'] and ['text']; given {models!r}, {keys!r}."
             )
         for model, key in zip(models, keys, strict=True):
             workspace.store.get("model", model)
@@ -181,7 +181,8 @@ class Collection(FindingCollection[_DocumentType]):
             f"{self.name}.{name}", self.codec_options, self.read_preference, self.write_concern, self.read_concern
         )
 
-    def with_options(self, *args: Any, **kwargs: Any) -> Collection[Any]:  # noqa: D102
+    def with_options(self, *args: Any, **kwargs: Any) -> Collection[Any]:
+        """Return the same collection with other options, as pymongo does; of our class."""
         made = super().with_options(*args, **kwargs)
         return self.database.get_collection(  # type: ignore[return-value]
             self.name, made.codec_options, made.read_preference, made.write_concern, made.read_concern
@@ -190,7 +191,7 @@ class Collection(FindingCollection[_DocumentType]):
 
 def _check_key(key: str) -> None:
     if check_path(key).partition(".")[0] in _PRIVATE:
-        raise InvalidInputError(f"{key!r} is the package's own field. To read an output there is features={{key: model}}.")
+        raise InvalidInputError(f"{key!r} is the package's own field. To read an output: features={{key: model}}.")
 
 
 def _check_outputs(watcher: Watcher, others: Sequence[Watcher]) -> None:

@@ -32,8 +32,9 @@ def connect(
 ) -> Client[dict[str, Any]]:
     """Connect to the cluster.
 
-    Looks, in this order, at the arguments, the environment (``SUPERDUPER_URL``, ``SUPERDUPER_TOKEN``, …), ``config.json``,
-    and for the notebook server that started this kernel. Where there is none, everything runs in this process.
+    Looks, in this order, at the arguments, the environment (``SUPERDUPER_URL``, ``SUPERDUPER_TOKEN``, …),
+    ``config.json``, and for the notebook server that started this kernel. Where there is none, everything runs in this
+    process.
 
     Parameters
     ----------
@@ -73,8 +74,8 @@ def connect(
             return _through(server, settings)
         if settings.remote:
             raise ServerUnavailableError(
-                "No notebook server with this extension was found. Start this notebook from `jupyter lab`, name a server "
-                "(url=, token=), or let everything run in this process (remote=False)."
+                "No notebook server with this extension was found. Start this notebook from `jupyter lab`, name a "
+                "server (url=, token=), or let everything run in this process (remote=False)."
             )
     return _in_process(settings)
 
@@ -83,8 +84,8 @@ def _through(server: Server, settings: Config) -> Client[dict[str, Any]]:
     uri = server.mongodb_uri or settings.mongodb.address()
     if uri is None:
         raise ServerUnavailableError(
-            f"The notebook server {server.url} runs on another machine, so this kernel can't read where its MongoDB is. "
-            "Set mongodb.uri in config.json or SUPERDUPER_MONGODB__URI."
+            f"The notebook server {server.url} runs on another machine, so this kernel can't read where its MongoDB "
+            "is. Set mongodb.uri in config.json or SUPERDUPER_MONGODB__URI."
         )
     with wrap_uri_errors(settings.mongodb.where):
         client: Client[dict[str, Any]] = Client(uri, **connect_options())

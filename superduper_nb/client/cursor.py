@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from pymongo.command_cursor import CommandCursor
@@ -20,10 +20,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Cursor", "DecodingCommandCursor", "split_like"]
 
-Read = Callable[[Any], Any]
+Read = Callable[[Iterable[Any]], list[Any]]
 
 _OWN: Final = ("_search", "_read", "_features")
-_PASSED_ON: Final = "ordering hint collation max_time_ms comment let allow_disk_use read_preference".split()
+_PASSED_ON: Final = (
+    *("_ordering", "_hint", "_collation", "_max_time_ms"),
+    *("_comment", "_let", "_allow_disk_use", "_read_preference"),
+)
 """Options of a search's cursor that are those of the query for its documents."""
 
 
@@ -47,8 +50,12 @@ class Cursor(PymongoCursor[_DocumentType]):
     _search: Callable[[Mapping[str, Any]], SearchReply] | None = None
     _read: Read | None = None
     _features: Features | None = None
-    reply: SearchReply | None = None
-    """What the search answered: scores, strategy, candidates. None before it ran, and where there was none."""
+    _answer: SearchReply | None = None
+
+    @property
+    def reply(self) -> SearchReply | None:
+        """What the search answered: scores, strategy, candidates. None before it ran, and where there is none."""
+        return self._answer
 
     def _clone(self, deepcopy: bool = True, base: Any = None) -> Cursor[_DocumentType]:
         clone: Cursor[_DocumentType] = super()._clone(deepcopy, base)
@@ -68,7 +75,7 @@ class Cursor(PymongoCursor[_DocumentType]):
         else:
             super()._refresh()
         if self._read is not None and not self._explain:
-            self._data = deque(map(self._read, self._data))
+            self._data = deque(self._read(self._data))
         return len(self._data)
 
     def _refresh_widened(self, features: Features) -> None:
@@ -86,7 +93,7 @@ class Cursor(PymongoCursor[_DocumentType]):
 
     def _found(self) -> list[Any]:
         assert self._search is not None
-        self.reply = reply = self._search(self._spec)
+        self._answer = reply = self._search(self._spec)
         rank = {id_key(id): i for i, id in enumerate(reply.ids)}
         documents = list(self._of(reply.ids))
         for document in documents:
@@ -108,7 +115,7 @@ class Cursor(PymongoCursor[_DocumentType]):
         query = {"$and": [{"_id": {"$in": ids}}, self._spec]} if self._spec else {"_id": {"$in": ids}}
         inner: Cursor[Any] = Cursor(self._collection, query, session=self._session)
         for name in _PASSED_ON:
-            setattr(inner, f"_{name}", getattr(self, f"_{name}"))
+            setattr(inner, name, getattr(self, name))
         if self._ordering and "_score" in self._ordering:
             if len(self._ordering) > 1:
                 raise InvalidInputError("A sort by _score is by nothing else: most scores are different.")
@@ -166,4 +173,4 @@ class DecodingCommandCursor(CommandCursor[_DocumentType]):
 
     def _decode(self) -> None:
         if self._read is not None:
-            self._data = deque(map(self._read, self._data))
+            self._data = deque(self._read(self._data))

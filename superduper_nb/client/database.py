@@ -190,16 +190,19 @@ class Database(pymongo.database.Database[_DocumentType]):
 
         return Collection(self, name)
 
-    def get_collection(self, name: str, *args: Any, **kwargs: Any) -> Collection[_DocumentType]:  # noqa: D102
+    def get_collection(self, name: str, *args: Any, **kwargs: Any) -> Collection[_DocumentType]:
+        """Return a collection with options, as pymongo does; of our class."""
         from superduper_nb.client.collection import Collection
 
         return Collection(self, name, False, *args, **kwargs)
 
-    def create_collection(self, name: str, *args: Any, **kwargs: Any) -> Collection[_DocumentType]:  # noqa: D102
+    def create_collection(self, name: str, *args: Any, **kwargs: Any) -> Collection[_DocumentType]:
+        """Create a collection, as pymongo does; of our class."""
         made = super().create_collection(name, *args, **kwargs)
         return self.get_collection(
             name, made.codec_options, made.read_preference, made.write_concern, made.read_concern
         )
 
-    def with_options(self, *args: Any, **kwargs: Any) -> Database[Any]:  # noqa: D102
+    def with_options(self, *args: Any, **kwargs: Any) -> Database[Any]:
+        """Return the same database with other options, as pymongo does; of our class."""
         return self._of(super().with_options(*args, **kwargs))

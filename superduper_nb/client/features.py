@@ -38,7 +38,7 @@ class Features:
 
     def __init__(self, workspace: Workspace, collection: str, features: Mapping[str, str]) -> None:
         if BASE in features:
-            raise InvalidInputError("features= names a model for each key; a whole document can't be replaced by an output.")
+            raise InvalidInputError("features= names a model for each key; '_base', the whole document, is none.")
         self._versions: dict[str, tuple[str, int]] = {}
         for key, model in features.items():
             workspace.store.get("watcher", f"{model}/{check_path(key)}", collection=collection)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 from pymongo.typings import _DocumentType
@@ -69,6 +69,10 @@ class FindingCollection(WritingCollection[_DocumentType]):
         if features:
             cursor._features = Features(self._workspace, self.name, features)
         like = in_filter if like is None else like
+        if (features or like is not None) and not issubclass(self.codec_options.document_class, MutableMapping):
+            raise InvalidInputError(
+                "A search, or features=, adds to documents: document_class must be one that can grow."
+            )
         if like is not None:
             options = {"n": n, "semantic_index": semantic_index, "exact": exact, "min_score": min_score}
             _check_search(like, n)

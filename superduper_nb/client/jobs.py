@@ -104,7 +104,7 @@ class Job:
             if deadline is not None and time.monotonic() > deadline:
                 done, total, _ = self.progress
                 raise DeadlineError(
-                    f"Job {self.id} ({record['name']}) is not done after {timeout:g} s ({done}/{total or '?'}): it goes on."
+                    f"Job {self.id} ({record['name']}) is at {done}/{total or '?'} after {timeout:g} s; it goes on."
                 )
             time.sleep(pause)
             pause = min(_POLL_LAST_S, pause * 1.5)
@@ -113,7 +113,8 @@ class Job:
     def _why(self, record: dict[str, Any]) -> str:
         if record["state"] == "blocked":
             parent = Job(self._workspace, record["blocked_by"])
-            return f"Job {self.id} ({record['name']}) waits for {parent.name}, which did not succeed: {parent.error or parent.status}"
+            reason = parent.error or parent.status
+            return f"Job {self.id} ({record['name']}) waits for {parent.name}, which did not succeed: {reason}"
         error = record["error"]
         return f"Job {self.id} ({record['name']}) failed: {error['type']}: {error['message']}"
 
@@ -172,7 +173,7 @@ class Jobs(Mapping[str, Job]):
 
 
 class JobList:
-    """The recorded jobs of a database or a collection: ``docs.jobs["…id…"]``, ``list(docs.jobs)``, ``docs.jobs.list(...)``."""
+    """The recorded jobs of a database or a collection: ``docs.jobs[id]``, ``list(docs.jobs)``, ``docs.jobs.list``."""
 
     def __init__(self, workspace: Workspace, collection: str | None = None) -> None:
         self._workspace, self._collection = workspace, collection

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from bson import Timestamp, json_util
 from bson.codec_options import DEFAULT_CODEC_OPTIONS, CodecOptions, TypeRegistry
+from pymongo.database import Database
 from pymongo.errors import ConnectionFailure
 
 from superduper_nb.client.jobs import Jobs
-from superduper_nb.components import Component, ComponentStore
+from superduper_nb.components import Component
+from superduper_nb.components.store import COLLECTION
 from superduper_nb.documents.codec import Codec
 from superduper_nb.jobs import JobStore, NewJob
 from superduper_nb.jobs.watchers import Watcher, plan
@@ -58,20 +60,20 @@ class Workspace:
     @property
     def managed(self) -> bool:
         """Something is registered in this database. Where nothing is, everything is pymongo's, to the byte."""
-        if not self._managed and time.monotonic() - self._looked > _LOOK_EVERY_S and not self.client._closed:
+        if time.monotonic() - self._looked > _LOOK_EVERY_S and not self.client._closed:
             self._managed, self._looked = self._look(), time.monotonic()
         return self._managed
 
     def _look(self) -> bool:
         try:
-            return self.store.exists()
-        except ConnectionFailure:  # the user's own connections may do; if not, the error is the one pymongo's user sees
-            return ComponentStore(self.client[self.name]).exists()
+            return _has_components(self.store.database)
+        except ConnectionFailure:  # the user's own connections may do; if not, theirs is the error to be seen
+            return _has_components(self.client[self.name])
 
     def changed(self) -> None:
         """Note that this client registered something."""
-        self._managed = True
-        self._codecs.clear()
+        self._managed, self._looked = True, time.monotonic()
+        self._codecs = {}
 
     @property
     def codec(self) -> Codec:
@@ -84,25 +86,27 @@ class Workspace:
         The types are asked for anew now and then: others register some, too.
         """
         if time.monotonic() - self._codecs_read > _LOOK_EVERY_S:
-            self._codecs.clear()
-            self._codecs_read = time.monotonic()
+            self._codecs, self._codecs_read = {}, time.monotonic()
+        known = self._codecs  # other threads may begin a new one
         registry = options.type_registry
         key = None if registry == DEFAULT_CODEC_OPTIONS.type_registry else id(registry)
-        if key not in self._codecs:
+        if key not in known:
             loader = self.loader
-            self._codecs[key] = loader.codec() if key is None else Codec(loader.types(), leave=_left(registry))
-        return self._codecs[key]
+            known[key] = loader.codec() if key is None else Codec(loader.types(), leave=_left(registry))
+        return known[key]
 
-    def reader(self, options: CodecOptions[Any]) -> Callable[[Any], Any] | None:
-        """Return what turns a stored document into the user's; None where nothing has to be done."""
+    def reader(self, options: CodecOptions[Any]) -> Callable[[Iterable[Any]], list[Any]] | None:
+        """Return what turns stored documents into the user's; None where nothing has to be done."""
         if not self.managed or not issubclass(options.document_class, dict):
             return None
         decode = self.codec.decode
 
-        def read(document: Any) -> Any:
-            document = decode(document)
-            document.pop("_sddb", None)
-            return document
+        def read(documents: Iterable[Any]) -> list[Any]:
+            batch = list(documents)
+            for document in batch:
+                document.pop("_sddb", None)
+            decoded: list[Any] = decode(batch)  # one look at a whole batch that is plain
+            return decoded
 
         return read
 
@@ -119,16 +123,17 @@ class Workspace:
 
     def plan_ids(
         self,
-        collection: str,
+        watchers: Sequence[Watcher],
         ids: Sequence[Any],
         changed: Collection[str] | None = None,
         session: ClientSession | None = None,
     ) -> dict[str, str]:
         """Record the jobs that follow a write of these documents; return name → job identifier.
 
-        Outside a transaction they are held until `release`: the write is still to come.
+        Outside a transaction they are held until `release`: the write is still to come. `watchers` are all of the
+        collection, `changed` the paths that change (None: any).
         """
-        planned = plan(self.watchers(collection), changed) if ids else []
+        planned = plan(watchers, changed) if ids else []
         if not planned:
             return {}
         work = self._jobs(session).create_batch(ids, session=session)
@@ -199,6 +204,10 @@ def _cluster_time(client: Any) -> Timestamp | None:
     topology = getattr(client, "_topology", None)
     gossip = topology.max_cluster_time() if topology is not None else None
     return gossip["clusterTime"] if gossip else None
+
+
+def _has_components(database: Database[Any]) -> bool:
+    return bool(database.list_collection_names(filter={"name": COLLECTION}, authorizedCollections=True))
 
 
 def _in_transaction(session: ClientSession | None) -> bool:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from typing import TYPE_CHECKING, Any, Final
 
 import pymongo.collection
-from bson import ObjectId
+from bson import ObjectId, Regex
 from bson.raw_bson import RawBSONDocument
 from pymongo import DeleteMany, DeleteOne, InsertOne, ReadPreference, ReplaceOne, UpdateMany, UpdateOne
 
 from superduper_nb.client.folds import folds
+from superduper_nb.jobs.watchers import plan
+from superduper_nb.search.ids import id_key
 
 if TYPE_CHECKING:
     from pymongo.client_session import ClientSession
@@ -33,7 +36,7 @@ def prepared(codec: Codec, documents: Sequence[Any], valid_fraction: float) -> l
 
 
 def _prepared(codec: Codec, document: Any, fold: str) -> Any:
-    if isinstance(document, RawBSONDocument):
+    if type(document) is not dict and isinstance(document, RawBSONDocument):  # the first is quick, and mostly enough
         document = {"_id": ObjectId(), **document}
     elif "_id" not in document:
         document["_id"] = ObjectId()
@@ -93,16 +96,20 @@ class PlannedWrite:
             codec_options=collection.codec_options.with_options(document_class=dict),
             read_preference=ReadPreference.PRIMARY,
         )
+        self._watchers = workspace.watchers(collection.name)
+        self._found: dict[Any, dict[str, Any]] | None = None
         self._ids: list[Any] = []
         self._changed: set[str] | None = set()
         self.jobs: dict[str, str] = {}
 
     def update(self, filter: Any, update: Any, *, upsert: bool = False, many: bool = False, **options: Any) -> Any:
         """Take part of an update; return it as it is to be sent."""
-        found = self._find(filter, {"_id": 1}, many=many, **options)
-        self._add([document["_id"] for document in found], changed_paths(update))
+        changed = changed_paths(update)
+        if plan(self._watchers, changed):
+            found = self._find(filter, {"_id": 1}, many=many, **options)
+            self._add([document["_id"] for document in found], changed)
         encoded = self._codec.encode(update)
-        if found or not upsert:
+        if not upsert:
             return encoded
         if isinstance(encoded, (list, tuple)):
             return [*encoded, {"$set": {"_fold": {"$ifNull": ["$_fold", self._draw()]}}}]
@@ -124,15 +131,23 @@ class PlannedWrite:
         fold = encoded.get("_fold") or kept.get("_fold") or self._draw()
         return {**encoded, **kept, "_fold": fold}
 
-    def operation(self, operation: Any, **options: Any) -> Any:
-        """Take part of one operation of a bulk write; return it as it is to be sent."""
+    def operations(self, operations: Sequence[Any], let: Any = None) -> list[Any]:
+        """Take part of a bulk write; return its operations as they are to be sent."""
+        # Those that name a document by its _id, mostly all of them, are looked up together.
+        named = [_named_id(o._filter) for o in operations if isinstance(o, (ReplaceOne, UpdateOne, UpdateMany))]
+        ids = [id for id in named if id is not None]
+        found = self._find({"_id": {"$in": ids}}, dict.fromkeys(_KEPT, 1), many=True) if ids else ()
+        self._found = {id_key(document["_id"]): document for document in found}
+        return [self._operation(operation, let) for operation in operations]
+
+    def _operation(self, operation: Any, let: Any) -> Any:
         ours = copy(operation)
         if isinstance(operation, InsertOne):
             (ours._doc,) = prepared(self._codec, [operation._doc], self._workspace.client._valid_fraction)
             self._add([ours._doc["_id"]], None)
         elif isinstance(operation, (ReplaceOne, UpdateOne, UpdateMany)):
             found_by = {name: getattr(operation, f"_{name}", None) for name in ("sort", "collation", "hint")}
-            options |= found_by | {"upsert": bool(operation._upsert)}
+            options: dict[str, Any] = found_by | {"let": let, "upsert": bool(operation._upsert)}
             if isinstance(operation, ReplaceOne):
                 ours._doc = self.replace(operation._filter, operation._doc, **options)
             else:
@@ -168,7 +183,7 @@ class PlannedWrite:
         self._plan(list(ids), None)
 
     def _plan(self, ids: list[Any], changed: set[str] | None) -> None:
-        planned = self._workspace.plan_ids(self._documents.name, ids, changed, self._session)
+        planned = self._workspace.plan_ids(self._watchers, ids, changed, self._session)
         self.jobs |= {name if name not in self.jobs else f"{name} (inserted)": job for name, job in planned.items()}
 
     def _add(self, ids: Iterable[Any], changed: set[str] | None) -> None:
@@ -179,6 +194,8 @@ class PlannedWrite:
         if not isinstance(filter, Mapping):
             return []  # pymongo says what is wrong with it
         options = {name: value for name, value in options.items() if value is not None}
+        if self._found is not None and "collation" not in options and (id := _named_id(filter)) is not None:
+            return [found] if (found := self._found.get(id_key(id))) else []
         if isinstance(sort := options.get("sort"), Mapping):
             options["sort"] = list(sort.items())
         return list(self._documents.find(filter, fields, session=self._session, limit=0 if many else 1, **options))
@@ -189,6 +206,12 @@ class PlannedWrite:
 
 def _sets_fold(update: Mapping[str, Any]) -> bool:
     return any("_fold" in fields for fields in update.values() if isinstance(fields, Mapping))
+
+
+def _named_id(filter: Any) -> Any:
+    """Return the ``_id`` of the document that a filter names and asks nothing else of; None where it does not."""
+    id = filter.get("_id") if isinstance(filter, Mapping) and len(filter) == 1 else None
+    return None if isinstance(id, (Mapping, re.Pattern, Regex)) else id
 
 
 def _names_id(filter: Any) -> bool:

@@ -60,7 +60,7 @@ class WritingCollection(pymongo.collection.Collection[_DocumentType]):
         if not self._workspace.managed or isinstance(documents, Mapping) or not hasattr(documents, "__iter__"):
             return with_jobs(super().insert_many(documents, *args, **kwargs), self._no_jobs(), InsertManyResult)
         given = list(documents)
-        if not given or not all(isinstance(document, Mapping) for document in given):
+        if not given or not all(type(document) is dict or isinstance(document, Mapping) for document in given):
             return with_jobs(super().insert_many(given, *args, **kwargs), self._no_jobs(), InsertManyResult)
         stored, jobs = self._prepare(given, session)
         with self._following(jobs, session) as started:
@@ -71,7 +71,8 @@ class WritingCollection(pymongo.collection.Collection[_DocumentType]):
         """Return what to store, and the jobs, which are recorded first: a crash after it leaves jobs, never gaps."""
         workspace = self._workspace
         stored = prepared(workspace.codec_beside(self.codec_options), documents, workspace.client._valid_fraction)
-        return stored, workspace.plan_ids(self.name, [document["_id"] for document in stored], session=session)
+        ids = [document["_id"] for document in stored]
+        return stored, workspace.plan_ids(workspace.watchers(self.name), ids, session=session)
 
     # --- changes ---------------------------------------------------------------------------------------------------
 
@@ -130,7 +131,7 @@ class WritingCollection(pymongo.collection.Collection[_DocumentType]):
             return with_jobs(super().bulk_write(requests, *args, **kwargs), self._no_jobs(), BulkWriteResult)
         options = _named("bulk_write", args, kwargs)
         write = self._planned(options)
-        operations = [write.operation(request, let=options.get("let")) for request in requests]
+        operations = write.operations(requests, options.get("let"))
         write.record()
         with self._following(write.jobs, options.get("session")) as started:
             result = super().bulk_write(operations, *args, **kwargs)
@@ -175,7 +176,7 @@ class WritingCollection(pymongo.collection.Collection[_DocumentType]):
 
     def _decoded(self, document: Any) -> Any:
         read = self._workspace.reader(self.codec_options)
-        return document if document is None or read is None else read(document)
+        return document if document is None or read is None else read([document])[0]
 
 
 def _plan(write: PlannedWrite, name: str, filter: Any, change: Any, options: Mapping[str, Any]) -> Any:

@@ -10,10 +10,18 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
+import signal
 import sys
-from typing import Any, TextIO
+import tempfile
+from typing import Any, Final, TextIO
+
+import dask
 
 __all__ = ["settings", "worker_environment"]
+
+READING_AND_WRITING: Final = 2
+"""Threads that a worker has beyond those that compute: one reads or writes a chunk, one is free for a short job."""
 
 
 def settings() -> dict[str, Any]:
@@ -36,21 +44,22 @@ def worker_environment(threads: int) -> dict[str, str]:
     """
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     malloc = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
-    return {**dict.fromkeys(names, str(threads)), **malloc}
+    # The workers set logging up as they import Dask, before they are told the scheduler's settings.
+    return {**dict.fromkeys(names, str(threads)), **malloc, "DASK_LOGGING__DISTRIBUTED": "warning"}
 
 
 async def _serve(options: dict[str, Any], answer: TextIO) -> None:
-    import dask
-
     environment = worker_environment(options["threads"])
-    dask.config.set({**settings(), "distributed.nanny.pre-spawn-environ": environment})
+    scratch = tempfile.mkdtemp(prefix="superduper-workers-")
+    own = {"distributed.nanny.pre-spawn-environ": environment, "temporary-directory": scratch}
+    dask.config.set({**settings(), **own})
     from distributed import LocalCluster  # its import sets logging up as the settings say
     from distributed.security import Security
 
     security = Security.temporary()
     async with LocalCluster(
         n_workers=options["workers"],
-        threads_per_worker=options["threads"],
+        threads_per_worker=options["threads"] + READING_AND_WRITING,
         processes=True,
         host="127.0.0.1",
         scheduler_port=options["port"],
@@ -64,6 +73,14 @@ async def _serve(options: dict[str, Any], answer: TextIO) -> None:
         with answer:
             print(json.dumps(hello), file=answer)
         await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+        _end_at_once()
+
+
+def _end_at_once() -> None:
+    """End this process and all below it: jobs are records, so nobody needs seconds of goodbyes between workers."""
+    if hasattr(os, "killpg") and os.getpgid(0) == os.getpid():
+        shutil.rmtree(dask.config.get("temporary-directory"), ignore_errors=True)
+        os.killpg(0, signal.SIGKILL)
 
 
 def _certificates(security: Any) -> dict[str, str]:

@@ -9,23 +9,29 @@ from __future__ import annotations
 import hashlib
 import platform
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import cloudpickle
+from bson import ObjectId
 from gridfs import GridFSBucket
-from gridfs.errors import NoFile
+from gridfs.errors import CorruptGridFile, NoFile
 from pymongo.database import Database
 
 from superduper_nb.components.trust import sign, verify
 from superduper_nb.errors import InvalidInputError, ModelError, TrustError
 
-__all__ = ["discard", "dumps", "load", "save", "seal"]
+__all__ = ["collect", "discard", "dumps", "load", "save", "seal", "trust"]
 
 _FORMAT = "cloudpickle"
+_BUCKET = "_sddb.fs"
+_register = threading.Lock()
+_KEEP_UNUSED = timedelta(days=1)
 _CHUNK_BYTES = 4 * 2**20
 
 
@@ -80,13 +86,16 @@ def _local_modules() -> list[ModuleType]:
 
 @contextmanager
 def _by_value(modules: list[ModuleType]) -> Iterator[None]:
-    for module in modules:
-        cloudpickle.register_pickle_by_value(module)
-    try:
-        yield
-    finally:
-        for module in modules:
-            cloudpickle.unregister_pickle_by_value(module)
+    # The register is one for the whole process: one thread at a time, and what the user entered stays.
+    with _register:
+        own = [module for module in modules if module.__name__ not in cloudpickle.list_registry_pickle_by_value()]
+        for module in own:
+            cloudpickle.register_pickle_by_value(module)
+        try:
+            yield
+        finally:
+            for module in own:
+                cloudpickle.unregister_pickle_by_value(module)
 
 
 def save(database: Database[Any], data: bytes) -> dict[str, Any]:
@@ -113,20 +122,45 @@ def load(database: Database[Any], identity: dict[str, Any], artifact: dict[str, 
     ModelError
         It is trusted but does not load here.
     """
-    name = f"{identity['kind']}s/{identity['id']}"
     header = {key: value for key, value in artifact.items() if key != "signature"}
     if header.get("format") != _FORMAT or not verify({**identity, **header}, artifact.get("signature")):
         raise TrustError(
-            f"{name} was not signed by this installation, so it is not loaded (loading runs its code). "
-            "If you know who made it, register it again from its source."
+            f"{_name(identity)} was not signed by this installation, so it is not loaded (loading runs its code). "
+            f"If you know who made it: %sddb trust {_name(identity)}"
         )
+    return _loads(_name(identity), _read(database, identity, header), header)
+
+
+def trust(database: Database[Any], identity: dict[str, Any], artifact: dict[str, Any]) -> dict[str, Any]:
+    """Return the header of an artifact that is there and whole, signed by this installation. Nothing is loaded.
+
+    Raises
+    ------
+    TrustError
+        The stored bytes are gone, or not those that the header tells of.
+    """
+    header = {name: artifact.get(name) for name in ("sha256", "size", "format", "python")}
+    if header["format"] != _FORMAT:
+        raise TrustError(f"{_name(identity)}: this version knows no artifact of format {header['format']!r}.")
+    _read(database, identity, header)
+    return seal(identity, header)
+
+
+def _name(identity: dict[str, Any]) -> str:
+    return f"{identity['kind']}s/{identity['id']}"
+
+
+def _read(database: Database[Any], identity: dict[str, Any], header: dict[str, Any]) -> bytes:
+    """Return the stored bytes, if they are those that the header tells of."""
     try:
-        data = _bucket(database).open_download_stream_by_name(header["sha256"]).read()
+        data: bytes = _bucket(database).open_download_stream_by_name(str(header["sha256"])).read()
     except NoFile:
-        raise TrustError(f"{name}: its stored bytes are gone. Register it again.") from None
+        raise TrustError(f"{_name(identity)}: its stored bytes are gone. Register it again.") from None
+    except CorruptGridFile:
+        data = b""
     if hashlib.sha256(data).hexdigest() != header["sha256"]:
-        raise TrustError(f"{name}: its stored bytes were changed after they were signed. Register it again.")
-    return _loads(name, data, header)
+        raise TrustError(f"{_name(identity)}: its stored bytes are not those that were signed. Register it again.")
+    return data
 
 
 def _loads(name: str, data: bytes, header: dict[str, Any]) -> Any:
@@ -138,6 +172,20 @@ def _loads(name: str, data: bytes, header: dict[str, Any]) -> Any:
         raise ModelError(f"{name} does not load here: {type(error).__name__}: {error}.{versions}") from error
 
 
+def collect(database: Database[Any], used: Collection[str]) -> None:
+    """Delete stored bytes that nothing points to, and pieces of uploads that never ended, older than a day.
+
+    Younger ones may belong to somebody who is registering just now.
+    """
+    before = datetime.now(UTC) - _KEEP_UNUSED
+    bucket = _bucket(database)
+    for file in bucket.find({"filename": {"$nin": list(used)}, "uploadDate": {"$lt": before}}):
+        bucket.delete(file._id)
+    files, chunks = database[f"{_BUCKET}.files"], database[f"{_BUCKET}.chunks"]
+    whole = files.distinct("_id")
+    chunks.delete_many({"files_id": {"$nin": whole}, "_id": {"$lt": ObjectId.from_datetime(before)}})
+
+
 def discard(database: Database[Any], digest: str) -> None:
     """Delete stored bytes that no record points to any more."""
     bucket = _bucket(database)
@@ -146,4 +194,4 @@ def discard(database: Database[Any], digest: str) -> None:
 
 
 def _bucket(database: Database[Any]) -> GridFSBucket:
-    return GridFSBucket(database, bucket_name="_sddb.fs", chunk_size_bytes=_CHUNK_BYTES)
+    return GridFSBucket(database, bucket_name=_BUCKET, chunk_size_bytes=_CHUNK_BYTES)

@@ -34,7 +34,7 @@ class CachedStore(ComponentStore):
 
     def refresh(self) -> None:
         """Forget what was read, if the database has changed since."""
-        # The stamp is read before anything that is remembered under it: so that may be newer than the stamp, never older.
+        # The stamp is read before anything that is remembered under it: that may be newer than the stamp, never older.
         stamp, now = self.stamp(), time.monotonic()
         with self._guard:
             if stamp != self._stamp or now - self._read > _AT_MOST_S:

@@ -18,8 +18,8 @@ from cloudpickle import cloudpickle as internals
 
 __all__ = ["fingerprint"]
 
-_TRACKER = 4
-"""Position of the random class id in the arguments of cloudpickle's ``_make_skeleton_class``."""
+_TRACKERS = {internals._make_skeleton_class: 4, internals._make_skeleton_enum: 5}
+"""Position of the random class id in the arguments of the functions with which cloudpickle makes classes."""
 
 
 class _HashSink:
@@ -43,6 +43,8 @@ class _HashPickler(cloudpickle.Pickler):  # type: ignore[misc]
     def reducer_override(self, obj: Any) -> Any:
         if "torch" in sys.modules and _is_tensor(obj):
             return _tensor(obj)
+        if "numpy" in sys.modules and (array := _array(obj)) is not None:
+            return array
         return _steady(super().reducer_override(obj))
 
 
@@ -51,8 +53,9 @@ def _steady(reduced: Any) -> Any:
     if not isinstance(reduced, tuple):
         return reduced
     make, arguments, *rest = reduced
-    if make is internals._make_skeleton_class:
-        arguments = (*arguments[:_TRACKER], "", *arguments[_TRACKER + 1 :])
+    if make in _TRACKERS:
+        at = _TRACKERS[make]
+        arguments = (*arguments[:at], "", *arguments[at + 1 :])
     elif make is internals._make_function:
         attributes, slots = rest[0]
         rest[0] = attributes, {**slots, "_cloudpickle_submodules": []}
@@ -63,6 +66,16 @@ def _is_tensor(obj: Any) -> bool:
     import torch
 
     return isinstance(obj, torch.Tensor)
+
+
+def _array(obj: Any) -> Any:
+    """Return what stands for an array of numbers; None for anything else."""
+    import numpy as np
+
+    if type(obj) is not np.ndarray or obj.dtype.hasobject:
+        return None
+    digest = hashlib.sha256(np.ascontiguousarray(obj).tobytes()).hexdigest()
+    return str, (f"array {obj.dtype.descr} {obj.shape} {digest}",)
 
 
 def _tensor(tensor: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, get_args
 
@@ -131,17 +131,23 @@ class ComponentStore:
         current = self.find(kind, id, collection=collection)
         if current and current.hash == digest:
             return current, False
-        header = None
-        if obj is not None:
-            header = artifacts.save(self.database, artifacts.dumps(obj, what=f"The {kind} {id!r}"))
-        return self._insert(kind, id, collection, text, header, digest), True
+        data = None if obj is None else artifacts.dumps(obj, what=f"The {kind} {id!r}")
+        header = None if data is None else artifacts.save(self.database, data)
+        made, new = self._insert(kind, id, collection, text, header, digest)
+        if data is not None:
+            artifacts.save(
+                self.database, data
+            )  # once more: whoever deleted the last user of these bytes took them away
+        return made, new
 
     def _insert(
         self, kind: Kind, id: str, collection: str, text: str, header: dict[str, Any] | None, digest: str
-    ) -> Component:
+    ) -> tuple[Component, bool]:
         self._records.create_index([("kind", 1), ("collection", 1), ("id", 1), ("version", -1)], unique=True)
         while True:
             current = self.find(kind, id, collection=collection)
+            if current and current.hash == digest:
+                return current, False
             identity = {
                 "kind": kind,
                 "collection": collection,
@@ -160,7 +166,7 @@ class ComponentStore:
             except DuplicateKeyError:
                 continue  # another session registered that version number first: take the next
             self._count()
-            return Component.from_record(record)
+            return Component.from_record(record), True
 
     def _count(self) -> None:
         self._records.update_one(_STAMP, {"$inc": {"n": 1}}, upsert=True)
@@ -222,6 +228,24 @@ class ComponentStore:
         for digest in digests:
             if not self._records.find_one({"artifact.sha256": digest}, {"_id": 1}):
                 artifacts.discard(self.database, digest)
+        artifacts.collect(self.database, self._records.distinct("artifact.sha256"))
+
+    def trust(self, component: Component) -> Component:
+        """Sign a component's artifact as this installation's own: from now on it is loaded here. Nothing is loaded yet.
+
+        Raises
+        ------
+        TrustError
+            The stored bytes are gone, or not those that the record tells of.
+        """
+        if component.artifact is None:
+            raise InvalidInputError(
+                f"The {component.kind} {component.id!r} holds no object, so there is nothing to trust."
+            )
+        signed = artifacts.trust(self.database, component.identity, component.artifact)
+        self._records.update_one(component.identity, {"$set": {"artifact": signed}})
+        self._count()
+        return replace(component, artifact=signed)
 
     def load(self, component: Component) -> Any:
         """Return the stored object of a component (verified first: see `artifacts.load`)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 import threading
@@ -18,6 +19,7 @@ _OURS: Final = ("superduper_nb", "distributed", "dask", "pymongo", "asyncio", "t
 
 _lock = threading.Lock()
 _active: dict[int, Lines] = {}
+_stood_for: list[Any] = []
 
 
 class Lines:
@@ -61,14 +63,16 @@ def _line(stream: str, text: str) -> dict[str, Any]:
 
 @contextmanager
 def capture(lines: Lines, *, tee: bool) -> Iterator[None]:
-    """Take what this thread prints and logs, and what threads of no other capture do; with `tee`, print it as well."""
-    handler = _Handler(lines)
-    me = threading.get_ident()
+    """Take what this thread prints and logs, and what threads of no capture do; with `tee`, print it as well.
+
+    Threads that a model starts belong to no capture: their lines go to the only one there is, else past all.
+    """
+    handler, me = _Handler(lines), threading.get_ident()
     with _lock:
+        if not _active:
+            _stood_for[:] = [sys.stdout, sys.stderr]
+            sys.stdout, sys.stderr = _Tee("stdout", sys.stdout, tee), _Tee("stderr", sys.stderr, tee)
         _active[me] = lines
-        before = (sys.stdout, sys.stderr)
-        sys.stdout, sys.stderr = _Tee("stdout", sys.stdout, tee), _Tee("stderr", sys.stderr, tee)
-        mine = (sys.stdout, sys.stderr)
     logging.getLogger().addHandler(handler)
     try:
         yield
@@ -76,8 +80,8 @@ def capture(lines: Lines, *, tee: bool) -> Iterator[None]:
         logging.getLogger().removeHandler(handler)
         with _lock:
             del _active[me]
-            if (sys.stdout, sys.stderr) == mine:  # else another capture, begun later, still prints through ours
-                sys.stdout, sys.stderr = before
+            if not _active and isinstance(sys.stdout, _Tee):
+                sys.stdout, sys.stderr = _stood_for
 
 
 def _current() -> Lines | None:
@@ -86,7 +90,7 @@ def _current() -> Lines | None:
         return next(iter(_active.values())) if lines is None and len(_active) == 1 else lines
 
 
-class _Tee:
+class _Tee(io.TextIOBase):
     """Stands for a standard stream."""
 
     def __init__(self, name: str, original: Any, tee: bool) -> None:
@@ -100,8 +104,18 @@ class _Tee:
             self._original.write(text)
         return len(text)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._original, name)
+    def flush(self) -> None:
+        self._original.flush()
+
+    def isatty(self) -> bool:
+        return bool(self._original.isatty())
+
+    def fileno(self) -> int:
+        return int(self._original.fileno())
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return str(self._original.encoding)
 
 
 class _Handler(logging.Handler):

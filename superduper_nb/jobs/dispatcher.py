@@ -26,7 +26,7 @@ from superduper_nb.jobs.foreground import owner_name
 from superduper_nb.jobs.outputs import Outcome
 from superduper_nb.jobs.records import COLLECTION, JobStore
 from superduper_nb.jobs.running import Part, RunningJob
-from superduper_nb.jobs.tasks import PASSING, PROGRESS, Broken, assignment, execute, prepare
+from superduper_nb.jobs.tasks import PROGRESS, Broken, assignment, execute, is_passing, prepare
 from superduper_nb.models.loading import Loader
 
 __all__ = ["Dispatcher", "Pool"]
@@ -67,7 +67,7 @@ class Dispatcher:
     pool : Pool
         Who executes them.
     in_flight : int
-        Parts submitted at one time: two for each thread of the pool.
+        Parts submitted at one time: two for each thread that computes. Short jobs have half as many more.
     on_event : callable, optional
         Called with ``{"type": "job", "database", "job", "state", "done", "total", "failed"}`` when a job begins, moves
         on (at most ten times a second) or ends.
@@ -189,10 +189,11 @@ class Dispatcher:
     def _feed(self) -> None:
         """Give free slots to the jobs in turn, oldest first; a suspect of killing workers runs alone."""
         hungry = list(self._jobs.values())
-        while hungry and len(self._out) < self._in_flight:
+        while hungry:
             for job in list(hungry):
-                if len(self._out) >= self._in_flight or self._suspect_out():
-                    return
+                if len(self._out) >= self._room(job) or self._suspect_out():
+                    hungry.remove(job)
+                    continue
                 part = None if job.error else self._next(job)
                 if part is None:
                     hungry.remove(job)
@@ -203,12 +204,16 @@ class Dispatcher:
                 else:
                     self._submit(job, part)
 
+    def _room(self, job: RunningJob) -> int:
+        """Return how many parts may be out when one of this job goes, too: long jobs leave some room to short ones."""
+        return self._in_flight * (3 if job.short else 2) // 2
+
     def _next(self, job: RunningJob) -> Part | None:
         try:
             return job.next_part()
-        except PASSING:
-            raise
         except Exception as error:  # the work can't be read: a filter that MongoDB refuses, a chunk that is gone
+            if is_passing(error):
+                raise
             job.error = error
             return None
 
@@ -218,7 +223,8 @@ class Dispatcher:
     def _submit(self, job: RunningJob, part: Part) -> None:
         key = f"superduper-{job.id}-{uuid.uuid4().hex}"  # Dask runs one key once: a second attempt needs its own
         try:
-            future = self._pool.submit(key, execute, self._names[job.id], assignment(job.record), part.ids, key)
+            what = (self._names[job.id], assignment(job.record), part.ids, key)
+            future = self._pool.submit(key, execute, *what, priority=int(job.short))
         except ServiceError:
             job.again.appendleft(part)
             raise

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Final
@@ -57,6 +58,10 @@ class Control:
 
     guard: bool = False
     """Take also exceptions that are no `Exception` (KeyboardInterrupt) for a failure of the document."""
+
+    def turn(self) -> AbstractContextManager[None]:
+        """Wait until it may compute: while others write, say."""
+        return nullcontext()
 
     def stopped(self) -> bool:
         """Say whether to stop: what is computed is still written."""
@@ -296,10 +301,11 @@ class _Run:
         again, flushed, at = self._write([], drops), time.monotonic(), 0
         size = self._refresh.predictor.batch_size if tasks else 0
         while at < len(ordered) and not self._stopped:
-            begun = time.monotonic()
-            ready += self._refresh.compute(ordered[at : at + size], self._control)
+            with self._control.turn():
+                begun = time.monotonic()
+                ready += self._refresh.compute(ordered[at : at + size], self._control)
+                now = time.monotonic()
             at += size
-            now = time.monotonic()
             size = max(1, size // 2) if now - begun > 2 * _SLICE_S else size * 2 if now - begun < _SLICE_S / 2 else size
             self._stopped = self._control.stopped()
             if len(ready) >= 1000 or now - flushed > _FLUSH_S:

@@ -111,7 +111,7 @@ class RunningJob:
         return first
 
     def _pieces(self, size: int) -> int:
-        total = self.record["progress"]["total"]
+        total: int | None = self.record["progress"]["total"]
         if total is None or total >= CHUNK_SIZE * self._slots:
             return 1
         return max(1, min(self._slots, size // _SMALLEST, round(self._slots * size / max(1, total))))
@@ -143,6 +143,11 @@ class RunningJob:
     def done(self) -> int:
         """Documents done so far, those in unfinished parts included."""
         return self._done + sum(part.partial for part in self.out)
+
+    @property
+    def short(self) -> bool:
+        """It is a matter of a moment: a few documents that somebody has just written."""
+        return "ids" in self.record["work"]
 
     @property
     def failed(self) -> int:

@@ -9,28 +9,29 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from pymongo import MongoClient
 from pymongo.database import Database
-from pymongo.errors import ConnectionFailure, ExecutionTimeout, PyMongoError, WTimeoutError
+from pymongo.errors import ConnectionFailure, ExecutionTimeout, OperationFailure, PyMongoError, WTimeoutError
 
 from superduper_nb.errors import InvalidInputError
 from superduper_nb.jobs.capture import Lines, capture
 from superduper_nb.jobs.outputs import Control, Outcome, Refresh
 from superduper_nb.jobs.records import JobStore
 from superduper_nb.jobs.running import error_record
+from superduper_nb.jobs.turns import Turns
 from superduper_nb.jobs.watchers import Watcher
 from superduper_nb.models.loading import Loader
 
-__all__ = ["PASSING", "PROGRESS", "Broken", "assignment", "execute", "prepare", "run_part"]
+__all__ = ["PROGRESS", "Broken", "assignment", "execute", "is_passing", "prepare", "run_part"]
 
 PROGRESS: Final = "superduper-progress"
 """The topic under which workers tell how far they are."""
-PASSING: Final = (ConnectionFailure, WTimeoutError, ExecutionTimeout)
-"""MongoDB's errors that say nothing of what was asked: to be tried again."""
+_PASSING_CODES: Final = frozenset((6, 7, 43, 89, 91, 189, 211, 234, 262, 9001, 10107, 11600, 11602, 13435, 13436))
+"""Of a server that starts, stops or is no longer the first: cursors and keys are gone for the moment."""
 _LOOK_EVERY_S: Final = 0.25
 _GRACE_S: Final = 20.0
 """A model that is stopped has so long to come to the end of a batch; then its worker process is ended."""
@@ -53,6 +54,13 @@ class Broken:
     again: bool
 
 
+def is_passing(error: BaseException) -> bool:
+    """Say whether it is MongoDB that is away: the same may well succeed in a moment."""
+    if isinstance(error, OperationFailure) and error.code in _PASSING_CODES:
+        return True
+    return isinstance(error, (ConnectionFailure, WTimeoutError, ExecutionTimeout))
+
+
 class _Minder(Control):
     """Looks in on a part from a thread beside it: stores what it prints, tells how far it is, stops it on demand."""
 
@@ -63,6 +71,9 @@ class _Minder(Control):
         self._stop, self._over = threading.Event(), threading.Event()
         self._done = self._last = 0
         self._thread = threading.Thread(target=self._mind, name="superduper-minder", daemon=True)
+
+    def turn(self) -> AbstractContextManager[None]:
+        return _turns().turn() if self._worker else nullcontext()
 
     def stopped(self) -> bool:
         return self._stop.is_set()
@@ -134,7 +145,7 @@ def execute(database: str, job: dict[str, Any], ids: Sequence[Any], key: str) ->
         outcome = run_part(refresh, store, job, ids, told=_teller(key), worker=True)
         return replace(outcome, worker=f"{socket.gethostname()}:{os.getpid()}")
     except BaseException as error:  # what can't be pickled, or would end the worker, becomes a record here
-        return Broken(error_record(error), again=isinstance(error, PASSING))
+        return Broken(error_record(error), again=is_passing(error))
 
 
 def _teller(key: str) -> Callable[[int], None]:
@@ -166,6 +177,12 @@ def _prepared(database: str, job: dict[str, Any]) -> tuple[Refresh, JobStore]:
         while len(_kept) > _LASTING:
             del _kept[next(iter(_kept))]
     return made
+
+
+@functools.cache
+def _turns() -> Turns:
+    # Our own pool says how many of a worker's threads compute at one time; elsewhere OMP_NUM_THREADS does so, too.
+    return Turns(max(1, int(os.environ.get("OMP_NUM_THREADS") or 1)))
 
 
 @functools.cache

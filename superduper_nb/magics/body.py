@@ -23,9 +23,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from superduper_nb.errors import InvalidInputError, did_you_mean
-from superduper_nb.magics.shell import ShellSyntaxError, joined_surrogates, parse_shell
+from superduper_nb.magics.shell import ShellSyntaxError, Start, joined_surrogates, parse_shell
 
-__all__ = ["Body", "parse"]
+__all__ = ["Body", "parse", "parse_statement"]
 
 LARGEST: Final = 1_000_000
 DEEPEST: Final = 100
@@ -75,6 +75,14 @@ class Body:
         used = {node.id for node in ast.walk(self.tree) if isinstance(node, ast.Name)}
         return sorted(name for name in used if name in CONSTRUCTORS and name not in names)
 
+    def part(self, tree: ast.expr, names: Mapping[str, Any]) -> Body:
+        """Return a part of the tree as a body of its own: an argument of a call, say."""
+        return Body(ast.fix_missing_locations(_shaped(tree, _Namespace(self.text, names))), self.text, self.quiet)
+
+    def refusal(self, message: str, node: ast.expr) -> InvalidInputError:
+        """Return an error that tells where `node` stands."""
+        return InvalidInputError(_at(self.text, message, node.lineno, node.col_offset))
+
     def evaluate(self, names: Mapping[str, Any]) -> Any:
         """Return the value, with `names` as the namespace.
 
@@ -108,6 +116,23 @@ def parse(text: str, names: Mapping[str, Any] | None = None) -> Body:
     InvalidInputError
         It is neither Python nor shell syntax; the message has line and column.
     """
+    tree, quiet = _read(text, "start")
+    return Body(ast.fix_missing_locations(_shaped(tree, _Namespace(text, names or {}))), text, quiet)
+
+
+def parse_statement(text: str) -> Body:
+    """Read one expression of mongosh, ``db.collection.method(…)…``; its arguments are taken out by :meth:`Body.part`.
+
+    Raises
+    ------
+    InvalidInputError
+        It is something else; the message has line and column.
+    """
+    tree, quiet = _read(text, "statement")
+    return Body(tree, text, quiet)
+
+
+def _read(text: str, start: Start) -> tuple[ast.expr, bool]:
     if len(text) > LARGEST:
         raise InvalidInputError(
             f"the body has {len(text):,} characters, more than {LARGEST:,}: load large data in Python, and name it."
@@ -117,9 +142,9 @@ def parse(text: str, names: Mapping[str, Any] | None = None) -> Body:
     try:
         tree, quiet = _python(text)
     except SyntaxError as error:
-        tree, quiet = _shell(text, error)
+        tree, quiet = _shell(text, error, start)
     _check_depth(tree)
-    return Body(ast.fix_missing_locations(_shaped(tree, _Namespace(text, names or {}))), text, quiet)
+    return tree, quiet
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,10 +195,10 @@ def _without_semicolon(text: str) -> str | None:
     return "".join(lines)
 
 
-def _shell(text: str, python: SyntaxError) -> tuple[ast.expr, bool]:
+def _shell(text: str, python: SyntaxError, start: Start) -> tuple[ast.expr, bool]:
     """Read shell syntax; where that fails too, tell what the reader says that came further."""
     try:
-        return parse_shell(text)
+        return parse_shell(text, start)
     except ShellSyntaxError as shell:
         line, column = python.lineno or 1, python.offset or 1
         if _is_statements(text):

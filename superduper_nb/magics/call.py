@@ -34,8 +34,12 @@ class Call:
         The body; None for a line.
     rows : int
         Most rows of a result to show.
+    scope : dict or None
+        The user's namespace itself, for a cell that defines something there.
     bindings : dict
         Names to bind in the user's namespace when the sub-command succeeds.
+    quiet : bool
+        Whether a semicolon ended the body: the result is not to be shown.
     """
 
     args: Namespace
@@ -43,7 +47,9 @@ class Call:
     names: Mapping[str, Any] = field(default_factory=dict)
     cell: str | None = None
     rows: int = 50
+    scope: dict[str, Any] | None = None
     bindings: dict[str, Any] = field(default_factory=dict)
+    quiet: bool = False
 
     @property
     def connection(self) -> Connection:
@@ -86,7 +92,9 @@ class Call:
         """The body, read; None where there is none."""
         if self.cell is None or not self.cell.strip():
             return None
-        return parse(self.cell, self.names)
+        body = parse(self.cell, self.names)
+        self.quiet = body.quiet
+        return body
 
     def value(self) -> Any:
         """Return the value of the body, which must be there."""

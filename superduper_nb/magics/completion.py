@@ -1,4 +1,4 @@
-"""Tab completion of ``%sddb``: sub-commands, options, names; and of operators in the body.
+"""Tab completion of ``%sddb``: sub-commands, options, names; and of operators and fields in the body.
 
 One matcher of IPython's second API, which is provisional: everything that depends on it is in this module. It speaks up
 in our own cells and lines only, and asks the network through a :class:`~superduper_nb.magics.catalog.Catalog`.
@@ -21,9 +21,17 @@ from superduper_nb.magics.table import COMMANDS
 __all__ = ["Completions", "matcher"]
 
 _LINE: Final = re.compile(r"^\s*(?:[\w.]+\s*=\s*)?%{1,2}sddb\s+(.*)$")
+_BODY: Final = re.compile(r"^\s*%%sddb(\s|$)")
+_NO_FIELDS: Final = (["model"], ["predict"])
+COMPLETED: Final = 30
+"""Documents that are looked at for the names of fields."""
 _BINDING: Final = re.compile(r"^\s*\w+\s*<<\s*")
 _FRAGMENT: Final = re.compile(r"\S*$")
 _OPERATOR: Final = re.compile(r"\$\w*$")
+_KEY: Final = re.compile(r"(?:^|[{,(])\s*(?P<quote>[\"']?)(?P<name>[\w.]+)$")
+"""A field where a dict or a list of fields may name one."""
+_REFERENCE: Final = re.compile(r"[\"']\$(?P<name>[\w.]*)$")
+"""A field where an expression reads it: ``"$price"``."""
 
 Found = tuple[str, list[tuple[str, str]]]
 """The fragment that is completed, and pairs of completion and its kind."""
@@ -64,9 +72,24 @@ class Completions:
         if (match := _LINE.match(before)) is not None:
             return self._on_line(_BINDING.sub("", match.group(1)))
         head, _, _ = text.lstrip("\n").partition("\n")
-        if line and head.startswith("%%sddb") and (operator := _OPERATOR.search(before)) is not None:
-            names = {*STAGES, *OPERATORS} if " aggregate" in head else OPERATORS
-            return operator.group(), _starting(operator.group(), names, "operator")
+        return self._in_body(head, before) if line and _BODY.match(head) else None
+
+    def _in_body(self, head: str, before: str) -> Found | None:
+        words = head.split()[1:]
+        pipeline = "aggregate" in (words[:1] or [before])[0]
+        found: list[tuple[str, str]] = []
+        if (operator := _OPERATOR.search(before)) is not None:
+            known = {*STAGES, *OPERATORS} if pipeline else OPERATORS
+            found = _starting(operator.group(), known, "operator")
+            if pipeline and (reference := _REFERENCE.search(before)) is not None:
+                known_fields = _starting(reference["name"], self._listed("fields", words), "field")
+                found += [(f"${name}", kind) for name, kind in known_fields]
+            return operator.group(), found
+        if (key := _KEY.search(before)) is not None and words[:1] not in _NO_FIELDS:
+            # A name with dots is completed in quotes only: bare, it is no key.
+            fields = [name for name in self._listed("fields", words) if key["quote"] or "." not in name]
+            found = _starting(key["name"], fields, "field")
+            return (key["name"], found) if found else None
         return None
 
     def _on_line(self, rest: str) -> Found:
@@ -95,6 +118,8 @@ class Completions:
             return self._listed("indexes", words), "index"
         if option == "--in":
             return self._listed("collections", words), "collection"
+        if option in ("--fields", "--sort"):
+            return self._listed("fields", words), "field"
         if option == "--as" and command.name in ("find", "aggregate"):
             return ("gallery", "json", "pandas", "table"), "form"
         return None
@@ -104,6 +129,8 @@ class Completions:
             return None
         if command.name == "use":
             return self._listed("collections", words), "collection"
+        if command.name == "distinct":
+            return self._listed("fields", words), "field"
         if command.name == "predict":
             return self._listed("models", words), "model"
         return None
@@ -138,12 +165,22 @@ def _indexes(connection: Connection) -> list[str]:
     return list(connection.client[connection.target.database][connection.target.collection].semantic_indexes)
 
 
+def _fields(connection: Connection) -> list[str]:
+    from superduper_nb.magics.fields import sampled
+
+    if connection.target is None or not connection.target.collection:
+        return []
+    fields, _ = sampled(connection.client[connection.target.database][connection.target.collection], COMPLETED)
+    return [each.name for each in fields if each.name.partition(".")[0] != "_outputs"]
+
+
 def _models(connection: Connection) -> list[str]:
     return [] if connection.target is None else list(connection.client[connection.target.database].models)
 
 
 _ASK: Final[dict[str, Callable[[Connection], list[str]]]] = {
     "collections": _collections,
+    "fields": _fields,
     "indexes": _indexes,
     "models": _models,
 }

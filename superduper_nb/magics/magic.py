@@ -35,7 +35,7 @@ class SuperduperMagics(Magics):
     def sddb(self, line: str, cell: str | None = None, local_ns: dict[str, Any] | None = None) -> Any:  # noqa: D102
         shell: Any = self.shell
         names = {**shell.user_ns, **(local_ns or {})}
-        outcome = run(line, cell, names=names, rows=self.display_limit)
+        outcome = run(line, cell, names=names, rows=self.display_limit, scope=shell.user_ns)
         if outcome.bindings:
             shell.push(outcome.bindings)
         return None if outcome.quiet else outcome.value

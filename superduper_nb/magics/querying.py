@@ -20,7 +20,7 @@ from superduper_nb.widgets.results import Document, Facts, Result
 if TYPE_CHECKING:
     from superduper_nb.client import Collection
 
-__all__ = ["COMMANDS", "aggregate", "count", "distinct", "find", "find_one"]
+__all__ = ["COMMANDS", "aggregate", "count", "distinct", "find", "find_one", "form_options"]
 
 PAGE: Final = 20
 """Documents of a find without ``-n``, as in mongosh."""
@@ -220,7 +220,8 @@ def _choosing(parser: Parser) -> None:
     )
 
 
-def _form(parser: Parser) -> None:
+def form_options(parser: Parser) -> None:
+    """Add ``--as``: the form of a result."""
     forms = ("table", "gallery", "json", "pandas")
     parser.add_argument("--as", dest="form", choices=forms, default="table", help="how to show it, or a data frame")
 
@@ -230,7 +231,7 @@ def _find_options(parser: Parser) -> None:
     _choosing(parser)
     _ranking(parser)
     parser.add_argument("--explain", action="store_true", help="show how it is answered instead")
-    _form(parser)
+    form_options(parser)
 
 
 def _find_one_options(parser: Parser) -> None:
@@ -249,7 +250,7 @@ def _distinct_options(parser: Parser) -> None:
 def _aggregate_options(parser: Parser) -> None:
     _paging(parser)
     parser.add_argument("--index", metavar="ID", help="the semantic index of a $like stage")
-    _form(parser)
+    form_options(parser)
 
 
 _BODY: Final = """

@@ -10,7 +10,7 @@ import ast
 import re
 from functools import cache
 from importlib import resources
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 if TYPE_CHECKING:
     from lark import Lark
@@ -34,6 +34,7 @@ _ESCAPES: Final = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "
 _TERMINALS: Final = {
     "COLON": "':'",
     "COMMA": "','",
+    "DOT": "'.'",
     "LBRACE": "'{'",
     "LPAR": "'('",
     "LSQB": "'['",
@@ -49,6 +50,7 @@ _TERMINALS: Final = {
 }
 
 
+Start = Literal["start", "statement"]
 _HALVES: Final = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 _OPERATORS: Final = frozenset(".+-*/%|&<>=(")
 
@@ -61,8 +63,8 @@ class ShellSyntaxError(Exception):
         self.message, self.line, self.column = message, line, column
 
 
-def parse_shell(text: str) -> tuple[ast.expr, bool]:
-    """Read one value; tell also whether a semicolon ends it.
+def parse_shell(text: str, start: Start = "start") -> tuple[ast.expr, bool]:
+    """Read values (several make a tuple), or a ``statement``; tell also whether a semicolon ends it.
 
     Raises
     ------
@@ -72,7 +74,7 @@ def parse_shell(text: str) -> tuple[ast.expr, bool]:
     from lark.exceptions import UnexpectedInput
 
     try:
-        tree: tuple[ast.expr, bool] = _parser().parse(text)  # type: ignore[assignment]
+        tree: tuple[ast.expr, bool] = _parser().parse(text, start=start)  # type: ignore[assignment]
     except UnexpectedInput as error:
         raise _explained(error, text) from None
     return tree
@@ -83,7 +85,8 @@ def _parser() -> Lark:
     from lark import Lark
 
     grammar = resources.files(__package__).joinpath("shell.lark").read_text("utf-8")
-    return Lark(grammar, parser="lalr", maybe_placeholders=False, keep_all_tokens=False, transformer=_builder())
+    options: dict[str, Any] = {"maybe_placeholders": False, "keep_all_tokens": False, "transformer": _builder()}
+    return Lark(grammar, parser="lalr", start=["start", "statement"], **options)
 
 
 def _builder() -> Any:
@@ -98,7 +101,29 @@ def _builder() -> Any:
         """Builds Python's syntax tree while Lark reads."""
 
         def start(self, parts: list[Any]) -> tuple[ast.expr, bool]:
-            return parts[0], len(parts) > 1
+            values = [part for part in parts if isinstance(part, ast.expr)]
+            whole = values[0] if len(values) == 1 else ast.copy_location(ast.Tuple(values, ast.Load()), values[0])
+            return whole, len(parts) > len(values)
+
+        def statement(self, parts: list[Any]) -> tuple[ast.expr, bool]:
+            chain: ast.expr = at(ast.Name(str(parts[0]), ast.Load()), parts[0])
+            steps = [part for part in parts[1:] if callable(part)]
+            for step in steps:
+                chain = step(chain)
+            return chain, len(parts) - 1 > len(steps)
+
+        def attribute(self, parts: list[Token]) -> Any:
+            return lambda chain: at(ast.Attribute(chain, str(parts[0]), ast.Load()), parts[0])
+
+        def method(self, parts: list[Any]) -> Any:
+            name, *arguments = parts
+            return lambda chain: at(
+                ast.Call(at(ast.Attribute(chain, str(name), ast.Load()), name), arguments, []), name
+            )
+
+        def item(self, parts: list[Token]) -> Any:
+            key = at(ast.Constant(_unescaped(parts[0][1:-1])), parts[0])
+            return lambda chain: at(ast.Subscript(chain, key, ast.Load()), parts[0])
 
         def object(self, pairs: list[tuple[ast.expr, ast.expr]]) -> ast.expr:
             return ast.Dict([key for key, _ in pairs], [value for _, value in pairs])

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from superduper_nb.errors import InvalidInputError, did_you_mean
-from superduper_nb.magics import connecting, looking, querying, working, writing
+from superduper_nb.magics import connecting, describing, looking, modelling, mongosh, querying, working, writing
 from superduper_nb.magics.call import Call
 from superduper_nb.magics.command import Command
 from superduper_nb.magics.line import HelpShown, split
@@ -18,7 +18,9 @@ from superduper_nb.widgets.listing import Note
 __all__ = ["COMMANDS", "Outcome", "overview", "run"]
 
 COMMANDS: Final[Mapping[str, Command]] = {
-    command.name: command for module in (connecting, looking, querying, writing, working) for command in module.COMMANDS
+    command.name: command
+    for module in (connecting, looking, describing, querying, mongosh, writing, modelling, working)
+    for command in module.COMMANDS
 }
 
 
@@ -48,6 +50,7 @@ def run(
     names: Mapping[str, Any] | None = None,
     connections: Connections = CONNECTIONS,
     rows: int = 50,
+    scope: dict[str, Any] | None = None,
 ) -> Outcome:
     """Do what ``%sddb line`` says, with `cell` as the body of ``%%sddb``.
 
@@ -61,6 +64,8 @@ def run(
         Those of the session.
     rows : int
         Most rows of a result to show.
+    scope : dict, optional
+        Where a cell that defines something defines it: the user's namespace itself.
 
     Raises
     ------
@@ -68,6 +73,8 @@ def run(
         Anything is wrong with line, body or cluster.
     """
     parsed = split(line)
+    if _is_bare(parsed.words, cell):
+        parsed = replace(parsed, words=("mongosh", *parsed.words))
     if not parsed.words or parsed.words[0] in ("help", "-h", "--help"):
         return Outcome(Note(overview()))
     command = _command(parsed.words[0])
@@ -76,13 +83,19 @@ def run(
     except HelpShown as help:
         return Outcome(Note(str(help)))
     _check_body(command, cell)
-    call = Call(args, connections, names or {}, cell, rows)
+    call = Call(args, connections, names or {}, cell, rows, scope)
     with one_line():
         value = command.run(call)
     bindings = dict(call.bindings)
     bindings |= {name: value for name in (args.output, parsed.variable) if name}
-    ended = command.body != "no" and call.body is not None and call.body.quiet
-    return Outcome(value, bindings, quiet=parsed.quiet or ended or bool(parsed.variable))
+    return Outcome(value, bindings, quiet=parsed.quiet or call.quiet or bool(parsed.variable))
+
+
+def _is_bare(words: tuple[str, ...], cell: str | None) -> bool:
+    """Tell whether there is a body, and no sub-command that it is for."""
+    if cell is None or not cell.strip():
+        return False
+    return not words or (words[0].startswith("-") and words[0] not in ("-h", "--help"))
 
 
 def _command(name: str) -> Command:

@@ -1,4 +1,4 @@
-"""``jobs``, ``wait``, ``cancel``, ``retry`` and ``logs``."""
+"""``jobs``, ``watch``, ``wait``, ``cancel``, ``retry`` and ``logs``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from superduper_nb.client import Job
     from superduper_nb.client.jobs import JobList
 
-__all__ = ["COMMANDS", "cancel", "jobs", "logs", "retry", "wait"]
+__all__ = ["COMMANDS", "cancel", "jobs", "logs", "retry", "wait", "watch"]
 
 STATES: Final = ("pending", "running", "succeeded", "failed", "cancelled", "blocked")
 LAST_PICTURE_S: Final = 3.0
@@ -43,6 +43,15 @@ def wait(call: Call) -> None:
     for job in chosen:
         job.wait(None if deadline is None else max(deadline - time.monotonic(), 0.0))
     view.ended.wait(LAST_PICTURE_S)
+
+
+def watch(call: Call) -> None:
+    """Print a job's progress and what it prints, until it ends; interrupting stops the printing, not the job."""
+    chosen = _chosen(call) if call.args.ids else _active(call)[:1] or _recorded(call).list(limit=1)
+    if not chosen:
+        print(f"{call.target} has no job")
+        return
+    call.database.watch_job(chosen[0].id)
 
 
 def _active(call: Call) -> list[Job]:
@@ -99,6 +108,10 @@ def _wait_options(parser: Parser) -> None:
     parser.add_argument("--timeout", type=float, metavar="SECONDS", help="how long at most; the jobs go on")
 
 
+def _watch_options(parser: Parser) -> None:
+    parser.add_argument("ids", nargs="*", metavar="ID", help="which job; default: the running one, else the newest")
+
+
 def _ids_options(parser: Parser) -> None:
     parser.add_argument("ids", nargs="+", metavar="ID", help="which jobs (%%sddb jobs shows them)")
 
@@ -111,6 +124,7 @@ def _logs_options(parser: Parser) -> None:
 COMMANDS: Final = (
     Command("jobs", jobs, "list jobs", _jobs_options, target=True),
     Command("wait", wait, "wait for jobs, with progress", _wait_options, target=True),
+    Command("watch", watch, "follow what a job prints", _watch_options, target=True),
     Command("cancel", cancel, "cancel jobs", _ids_options, target=True),
     Command("retry", retry, "queue jobs again", _ids_options, target=True),
     Command("logs", logs, "show what a job printed", _logs_options, target=True),

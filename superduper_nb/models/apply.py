@@ -48,10 +48,11 @@ class ItemError:
 
 def check_model(obj: object) -> None:
     """Raise `InvalidInputError` unless `obj` is of a kind that can be applied."""
-    if not (_is_module(obj) or _estimator_method(obj) or callable(obj) or hasattr(obj, "preprocess")):
+    steps = ("forward", "preprocess")
+    if not (_is_module(obj) or _estimator_method(obj) or callable(obj) or any(hasattr(obj, step) for step in steps)):
         raise InvalidInputError(
             f"A {type(obj).__name__} is no model: give a torch.nn.Module, an estimator with predict or transform, "
-            "a callable, or an object with preprocess."
+            "a callable, or an object with forward or preprocess."
         )
 
 
@@ -134,7 +135,7 @@ class Predictor:
         if _is_module(self.obj) or hasattr(self.obj, "forward"):
             rows = self._apply_to_batch(items)
         elif method := _estimator_method(self.obj):
-            rows = list(method(batches.stack(items)))
+            rows = batches.rows(method(batches.stack(items)))
         elif callable(self.obj):
             rows = [self.obj(item) for item in items]
         else:

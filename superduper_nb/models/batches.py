@@ -20,8 +20,11 @@ def place(module: Any, device: str) -> Any:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     elif device.startswith("cuda") and not torch.cuda.is_available():
         raise InvalidInputError(f"device={device!r}, but torch sees no GPU here. Use device='auto' or 'cpu'.")
-    chosen = torch.device(device)
-    module.to(chosen).eval()
+    try:
+        chosen = torch.device(device)
+        module.to(chosen).eval()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InvalidInputError(f"The model can't be put on device={device!r}: {error}") from error
     return chosen
 
 
@@ -52,6 +55,8 @@ def to_device(batch: Any, device: Any) -> Any:
         return batch.to(device)
     if isinstance(batch, Mapping):
         return {key: to_device(value, device) for key, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):  # a named tuple takes its parts one by one
+        return type(batch)(*(to_device(value, device) for value in batch))
     if isinstance(batch, (list, tuple)):
         return type(batch)(to_device(value, device) for value in batch)
     return batch
@@ -62,6 +67,10 @@ def rows(output: Any) -> list[Any]:
     if hasattr(output, "detach"):
         # One copy a row: a view would keep the whole batch alive as long as any of its rows.
         return [row.clone() for row in output.detach().cpu()]
+    if hasattr(output, "toarray"):  # a sparse matrix
+        output = output.toarray()
+    elif hasattr(output, "to_numpy"):  # a data frame: iterated it would give its columns
+        output = output.to_numpy()
     if isinstance(output, np.ndarray):
         return [row.copy() if isinstance(row, np.ndarray) else row.item() for row in output]
     if isinstance(output, Mapping):

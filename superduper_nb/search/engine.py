@@ -29,6 +29,7 @@ from superduper_nb.search.values import SearchReply, SearchRequest
 __all__ = ["SearchEngine"]
 
 _LOAD_TIMEOUT_S: Final = 60.0
+_COUNT_FOR_S: Final = 0.25
 _MISSING: Final = object()
 
 Encode = Callable[[str, str, list[Any], int | None], list[Any]]
@@ -56,6 +57,7 @@ class SearchEngine:
         self._lock = threading.Lock()
         self._known: dict[str, Loader] = {}
         self._shelf = Shelf()
+        self._counted: dict[tuple[str, str, str], tuple[Timestamp | None, float, int]] = {}
 
     # --- the service ---------------------------------------------------------------------------------------------
 
@@ -89,7 +91,7 @@ class SearchEngine:
             distances=None if hits.distances is None else hits.distances.tolist(),
             strategy=plan.strategy,
             candidates=plan.candidates,
-            pending=self._pending(request.database, request.collection, _watcher(component)),
+            pending=self._pending_lately(request, component),
             took_ms=(time.perf_counter() - begin) * 1000,
             index=component.id,
         )
@@ -113,6 +115,15 @@ class SearchEngine:
     def close(self) -> None:
         """Stop following every collection."""
         self._shelf.close()
+
+    def _pending_lately(self, request: SearchRequest, component: Component) -> int:
+        """Return what is pending; asked for at most a few times a second, unless the asker has written meanwhile."""
+        key = (request.database, request.collection, _watcher(component))
+        after, until, count = self._counted.get(key, (None, 0.0, 0))
+        if after != request.after or time.monotonic() > until:
+            count = self._pending(*key)
+            self._counted[key] = request.after, time.monotonic() + _COUNT_FOR_S, count
+        return count
 
     # --- which index ---------------------------------------------------------------------------------------------
 

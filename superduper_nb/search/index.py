@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from superduper_nb.search.ids import id_key, id_keys, sort_key
 from superduper_nb.search.measures import Floats, Measure
-from superduper_nb.search.scan import DEPTHS, Segment, Slots, calibrated, encoder
+from superduper_nb.search.scan import CALIBRATED_N, DEPTHS, Segment, Slots, calibrated, encoder
 
 __all__ = ["Hits", "VectorIndex"]
 
@@ -24,7 +24,7 @@ _GATHER_SHARE: Final = 0.25
 
 _SCAN_FROM: Final = 4_000_000
 """Numbers (rows x dimension) from which a scan of codes is worth it: below, the exact one takes a millisecond."""
-_TAIL: Final = 8192
+_TAIL: Final = 2048
 """Rows behind the last segment that are scanned exactly, before a segment is made of them."""
 _SEGMENT: Final = 131_072
 """Rows a segment, at most: it is made anew as a whole, which takes about 3 µs a row."""
@@ -112,9 +112,9 @@ _EMPTY: Final = Hits([], np.empty(0), None)
 class VectorIndex:
     """An index in memory.
 
-    Searches never wait for each other and hardly for changes: they read an array to which rows are only added. A changed
-    vector is a new row and a dead one; when a quarter is dead, the living move to a new array. Large ones are searched by
-    codes (`superduper_nb.search.scan`), which a thread makes of rows that have been there for a while.
+    Searches never wait for each other and hardly for changes: they read an array to which rows are only added. A
+    changed vector is a new row and a dead one; when a quarter is dead, the living move to a new array. Large ones are
+    searched by codes (`superduper_nb.search.scan`), which a thread makes of the rows.
 
     Parameters
     ----------
@@ -136,7 +136,7 @@ class VectorIndex:
     @property
     def dimension(self) -> int | None:
         """Numbers a vector; None while it is empty."""
-        return None if self._rows is None else self._rows.vectors.shape[1]
+        return None if self._rows is None else int(self._rows.vectors.shape[1])
 
     @property
     def kind(self) -> str:
@@ -319,7 +319,7 @@ class VectorIndex:
         """Score what the codes hold to be near, and the tail; None where that would not be less than everything."""
         if not view.segments or view.depth is None:
             return None
-        depth = view.depth * -(-n // 10)
+        depth = view.depth + 3 * max(0, n - CALIBRATED_N)
         coded = view.segments[-1].stop
         if depth * len(view.segments) * 8 > coded:
             return None
@@ -328,13 +328,19 @@ class VectorIndex:
             near = near[view.alive[near]]
         if len(near) < max(n, depth // 2):
             return None  # most of what is near is dead
-        tail = np.arange(coded, view.count)
-        if view.alive is not None:
-            tail = tail[view.alive[tail]]
-        if len(tail):
-            scores, error = self.measure.rough(query, view.rows.vectors[tail], view.rows.norms[tail])
-            near = np.concatenate([near, tail[_candidates(scores, error, n)]])
+        if coded < view.count:
+            near = np.concatenate([near, self._tail(view, coded, query, n)])
         return self._ranked(view.rows, near, query, n, "scan", len(near))
+
+    def _tail(self, view: _View, start: int, query: Floats, n: int) -> Slots:
+        """Return the slots of the best of the rows that have no codes yet."""
+        rows, part = view.rows, slice(start, view.count)
+        scores, error = self.measure.rough(query, rows.vectors[part], rows.norms[part])
+        if view.alive is None:
+            return _candidates(scores, error, n) + start
+        slots = np.flatnonzero(view.alive[part])
+        error = error[slots] if isinstance(error, np.ndarray) else error
+        return slots[_candidates(scores[slots], error, n)] + start
 
     def _ranked(self, rows: _Rows, slots: Slots, query: Floats, n: int, kind: str, candidates: int) -> Hits:
         """Score candidates in float64, and put the best `n` in order."""

@@ -1,8 +1,9 @@
 """An index that follows its collection: loaded by one query, kept up by a change stream.
 
 The stream is opened before the query runs, so no change falls between them. An event only says which document changed;
-the document is then read again, as the query that loaded the index read it, which either gives its vector or says that it
-is out. So events may come twice, late or mixed with newer states: the index always moves to what the collection holds.
+the document is then read again, as the query that loaded the index read it, which either gives its vector or says that
+it is out. So events may come twice, late or mixed with newer states: the index always moves to what the collection
+holds.
 
 An index belongs to one model version. Where a newer version has computed a document anew, the vector of the older one
 stays, so that the old index is whole until the new one is; it goes when the document itself changes.
@@ -15,8 +16,9 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, cast
 
+import bson
 import numpy as np
 from bson import Timestamp
 from pymongo import ReadPreference
@@ -31,7 +33,7 @@ from superduper_nb.errors import DeadlineError
 from superduper_nb.search.ids import id_key
 from superduper_nb.search.index import VectorIndex
 from superduper_nb.search.measures import Floats
-from superduper_nb.search.vectors import stored_vector
+from superduper_nb.search.vectors import block_of, stored_vector
 
 __all__ = ["LiveIndex"]
 
@@ -104,6 +106,7 @@ class LiveIndex:
         self._filter = dict(filter)
         self._seen = Timestamp(0, 0)
         self._gone: Timestamp | None = None
+        self._ahead = False
         self._moved = threading.Condition()
         self._stop = threading.Event()
         self._ready = False
@@ -146,6 +149,11 @@ class LiveIndex:
 
     def _fresh(self, after: Timestamp | None) -> bool:
         return self.ready and (after is None or self._seen >= after)
+
+    def older_left(self) -> bool:
+        """Say whether there are documents that only an older version has computed."""
+        query = self._with_filter({f"{self._token}.v": {"$lt": self.version}})
+        return self._collection.find_one(query, {"_id": 1}) is not None
 
     def describe(self) -> dict[str, Any]:
         """Say how large, how fresh and in what state it is."""
@@ -203,28 +211,29 @@ class LiveIndex:
                 }
             }
         ]
+        self._ahead = False
+        begin = None if resume else self._begin()
         return self._collection.watch(
             pipeline,
             resume_after=resume,
-            start_at_operation_time=None if resume else self._begin(),
+            start_at_operation_time=begin,
             max_await_time_ms=_AWAIT_MS,
         )
 
     def _begin(self) -> Timestamp:
         """Return when a new stream begins.
 
-        Left to itself it would begin one tick in the future and say so by its first token, which would then pass for having
-        seen a write of that very tick. From a time that has been, a token means what it says.
+        Left to itself it would begin one tick in the future and say so by its first token, which would then pass for
+        having seen a write of that very tick. From a time that has been, a token means what it says.
         """
         now: Timestamp = self._collection.database.command("ping")["operationTime"]
-        if self._gone is None or now > self._gone:
-            return now
-        # Nothing has happened since the collection was dropped: a stream from now would see that again, and end again.
-        return Timestamp(now.time, now.inc + 1)
+        # Where nothing has happened since the collection was dropped, a stream from now would see that again, and end.
+        self._ahead = now == self._gone
+        return Timestamp(now.time, now.inc + 1) if self._ahead else now
 
     def _events(self, stream: ChangeStream[dict[str, Any]]) -> Iterator[_News]:
         """Yield what changed, and up to when; that nothing changed is news too."""
-        future = stream.resume_token if self._gone else None
+        future = stream.resume_token if self._ahead else None
         while not self._stop.is_set() and stream.alive:
             news = _News()
             event = stream.try_next()
@@ -262,9 +271,9 @@ class LiveIndex:
         fresh = VectorIndex(self.index.measure)
         self._skipped.clear()
         query = self._with_filter({f"{self._token}.v": self.version, f"{self._token}.error": {"$exists": False}})
-        found = self._collection.find(query, {self._path: 1}, batch_size=_BATCH)
-        for documents in partition_all(_BATCH, found):
-            self._put(fresh, documents)
+        # The bytes of many documents at a time: what it yields is not what its annotation says.
+        for batch in self._collection.find_raw_batches(query, {"v": f"${self._path}"}, batch_size=_BATCH):
+            self._put_batch(fresh, cast("bytes", batch))
             if self._stop.is_set():
                 return
         with self._moved:
@@ -290,7 +299,8 @@ class LiveIndex:
         """
         self._skipped.difference_update(map(id_key, ids))
         found = list(self._collection.find(self._with_filter({"_id": {"$in": list(ids)}}), self._fields()))
-        present = {id_key(id) for id in self._put(self.index, filter(self._mine, found))}
+        mine = [(document["_id"], get_path(document, self._path)) for document in found if self._mine(document)]
+        present = set(map(id_key, self._put(self.index, mine)))
         if keep_older:
             present |= {id_key(document["_id"]) for document in found if self._version_of(document) > self.version}
         self.index.remove([id for id in ids if id_key(id) not in present])
@@ -305,17 +315,28 @@ class LiveIndex:
         version = get_path(document, f"{self._token}.v", None)
         return version if isinstance(version, int) else 0
 
-    def _put(self, index: VectorIndex, documents: Iterable[Mapping[str, Any]]) -> list[Any]:
-        """Add what documents hold; return the identifiers of those that hold a vector that fits."""
+    def _put_batch(self, index: VectorIndex, batch: bytes) -> None:
+        block = block_of(batch)
+        if block is not None:
+            ids, vectors = block
+            fits = index.dimension in (None, vectors.shape[1]) and np.isfinite(vectors).all()
+            if fits and (self.index.measure.name != "cosine" or vectors.any(axis=1).all()):
+                index.put(ids, vectors)
+                return
+        documents = bson.decode_all(batch, self._collection.codec_options)
+        self._put(index, [(document["_id"], document.get("v")) for document in documents])
+
+    def _put(self, index: VectorIndex, outputs: Iterable[tuple[Any, Any]]) -> list[Any]:
+        """Add outputs by identifier; return the identifiers of those that are vectors that fit."""
         ids: list[Any] = []
         vectors: list[Floats] = []
-        for document in documents:
-            vector = stored_vector(get_path(document, self._path, None))
+        for id, output in outputs:
+            vector = stored_vector(output)
             wanted = index.dimension or (len(vectors[0]) if vectors else None)
             if vector is None or wanted not in (None, len(vector)) or not self._has_direction(vector):
-                self._skipped.add(id_key(document["_id"]))
+                self._skipped.add(id_key(id))
                 continue
-            ids.append(document["_id"])
+            ids.append(id)
             vectors.append(vector)
         if ids:
             index.put(ids, np.stack(vectors))

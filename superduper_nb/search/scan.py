@@ -1,8 +1,8 @@
 """A quantised scan: four bits a number, every row looked at, the best few re-scored exactly by the caller.
 
 At 100 000 x 384 it takes 0.4 ms where the exact scan takes 8, and finds the same ten (recall 0.999 and more at 64
-candidates). It is built in 0.3 s, so unlike a graph it is simply built again. The codes come from `turbovec`; where that
-is not installed, or does badly on these vectors, search stays exact.
+candidates). It is built in 0.3 s, so unlike a graph it is simply built again. The codes come from `turbovec`; where
+that is not installed, or does badly on these vectors, search stays exact.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from superduper_nb.search.measures import Floats, Measure
 
-__all__ = ["DEPTHS", "Codes", "Segment", "calibrated", "encoder"]
+__all__ = ["CALIBRATED_N", "DEPTHS", "Codes", "Segment", "calibrated", "encoder"]
 
 Slots = NDArray[np.intp]
 
 DEPTHS: Final = (32, 64, 128, 256, 512, 1024)
 _PROBES: Final = 32
-_PROBE_N: Final = 10
+CALIBRATED_N: Final = 10
 _MULTIPLE: Final = 8
 _BITS: Final = 4
 
@@ -78,10 +78,10 @@ def encoder(measure: Measure) -> type[_Turbo] | None:
 
 
 def calibrated(segment: Segment, vectors: Floats, norms: Floats, measure: Measure) -> int | None:
-    """Return how many candidates it takes to find the exact ten nearest, doubled for safety; None where it can't be done.
+    """Return how many candidates it takes to find the ten nearest, doubled for safety; None where it can't be done.
 
-    Near-duplicates in tight clusters need many more than sentence embeddings do, so each segment is asked about rows of its
-    own, slightly moved.
+    Near-duplicates in tight clusters need many more than sentence embeddings do, so each segment is asked about rows of
+    its own, slightly moved.
 
     Parameters
     ----------
@@ -103,7 +103,7 @@ def calibrated(segment: Segment, vectors: Floats, norms: Floats, measure: Measur
 def _needed(segment: Segment, query: Floats, rough: tuple[Floats, Floats | float]) -> int:
     """Return how many candidates hold ten that score as well as the ten best (not the same ten: there may be ties)."""
     scores, error = rough
-    n = min(_PROBE_N, len(scores))
+    n = min(CALIBRATED_N, len(scores))
     wanted = np.partition(scores, len(scores) - n)[len(scores) - n] - 2 * float(np.max(error))
     good = np.flatnonzero(scores[segment.search(query, DEPTHS[-1]) - segment.start] >= wanted)
     return int(good[n - 1]) + 1 if len(good) >= n else DEPTHS[-1]

@@ -15,7 +15,7 @@ from superduper_nb.search.live import LiveIndex
 __all__ = ["Shelf"]
 
 _GRACE_S: Final = 2.0
-"""For so long a new version that nothing is pending of, but that has fewer vectors, may still have to be planned."""
+"""After so long without anything pending, documents that are still the old version's will stay so."""
 
 Name = tuple[str, str, str]
 """Database, collection, semantic index."""
@@ -46,8 +46,8 @@ class _Place:
 class Shelf:
     """Holds live indexes by name.
 
-    A new definition replaces an index at once. A new model version is loaded beside it: the old index goes on answering, for
-    queries encoded by the old version, until nothing of the new one is pending; then they swap.
+    A new definition replaces an index at once. A new model version is loaded beside it: the old index goes on
+    answering, for queries encoded by the old version, until nothing of the new one is pending; then they swap.
     """
 
     def __init__(self) -> None:
@@ -112,12 +112,17 @@ class Shelf:
         after: Timestamp | None,
         timeout: float,
     ) -> bool:
-        """Say whether the next index holds all that it will."""
-        if not following.ready or pending():
+        """Say whether the next index holds all that it will.
+
+        Who has waited for the new version's jobs (and so asks `after` them) waits for the index, too.
+        """
+        if pending() or (after is None and not following.ready):
             return False
         following.wait(after, timeout)
-        # Between the new version's record and the jobs it brings there is a moment in which nothing is pending.
-        return len(following.index) >= len(place.live.index) or time.monotonic() - place.since > _GRACE_S
+        # Between the new version's record and the jobs it brings there is a moment in which nothing is pending. Then
+        # some documents are still the old version's; also later, where jobs were cancelled, but that is not awaited.
+        complete = len(following.index) >= len(place.live.index) or not following.older_left()
+        return complete or time.monotonic() - place.since > _GRACE_S
 
     def _swap(self, name: Name, place: _Place, following: LiveIndex) -> None:
         with self._lock:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import numpy as np
+from bson import Int64, ObjectId
 from bson.binary import VECTOR_SUBTYPE, Binary
+from numpy.typing import NDArray
 
 from superduper_nb.documents.arrays import Array
 from superduper_nb.documents.content import CONTENT
 from superduper_nb.errors import InvalidInputError
 from superduper_nb.search.measures import Floats
 
-__all__ = ["stored_vector"]
+__all__ = ["block_of", "stored_vector"]
 
 _HEADER: Final = b"\x27\x00"
 """Of a BSON binary vector: float32, no padding."""
@@ -66,3 +68,50 @@ def _bfloat16(data: bytes) -> Any:
     if b"," in header or len(body) % 2:
         return None
     return (np.frombuffer(body, dtype="<u2").astype("<u4") << 16).view("<f4")
+
+
+_ID_AT: Final = 9
+"""Where the value of ``_id`` begins: behind the length of the document, the type and the name of the field."""
+_BEFORE: Final = 10
+"""Bytes between ``_id`` and the numbers: type, name ``v``, length, subtype, header."""
+_INTS: Final[dict[int, tuple[str, Callable[[int], Any]]]] = {0x10: ("<i4", int), 0x12: ("<i8", Int64)}
+_OBJECT_ID: Final = 0x07
+
+
+def block_of(batch: bytes) -> tuple[list[Any], Floats] | None:
+    """Read a raw batch of documents ``{_id, v: vector}`` at once, where they are all of one layout; else return None.
+
+    Parameters
+    ----------
+    batch : bytes
+        BSON documents one behind the other.
+
+    Returns
+    -------
+    tuple of list and array of shape (n, d)
+        The identifiers (ObjectIds or whole numbers) and the vectors.
+    """
+    size = int.from_bytes(batch[:4], "little")
+    if size < _ID_AT + _BEFORE or len(batch) % size:
+        return None
+    rows = np.frombuffer(batch, dtype=np.uint8).reshape(-1, size)
+    kind = batch[4]
+    width = 12 if kind == _OBJECT_ID else np.dtype(_INTS[kind][0]).itemsize if kind in _INTS else 0
+    begin = _ID_AT + width + _BEFORE
+    count, odd = divmod(size - 1 - begin, 4)
+    head = b"\x05v\0" + (4 * count + 2).to_bytes(4, "little") + bytes([VECTOR_SUBTYPE]) + _HEADER
+    if not width or odd or count < 1 or batch[begin - _BEFORE : begin] != head:
+        return None
+    frame = np.r_[0:_ID_AT, begin - _BEFORE : begin]
+    if (rows[:, frame] != rows[0, frame]).any():
+        return None
+    vectors = np.ascontiguousarray(rows[:, begin : size - 1]).view("<f4")
+    return _ids(kind, np.ascontiguousarray(rows[:, _ID_AT : _ID_AT + width])), vectors
+
+
+def _ids(kind: int, column: NDArray[np.uint8]) -> list[Any]:
+    if kind == _OBJECT_ID:
+        data = column.tobytes()
+        return [ObjectId(data[i : i + 12]) for i in range(0, len(data), 12)]
+    dtype, make = _INTS[kind]
+    return list(map(make, column.view(dtype).ravel().tolist()))

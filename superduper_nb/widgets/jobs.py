@@ -87,10 +87,11 @@ def snapshot(records: Iterable[Mapping[str, Any]]) -> list[JobState]:
 
 
 def _state(record: Mapping[str, Any]) -> JobState:
-    progress = {name: int(record.get("progress", {}).get(name) or 0) for name in ("done", "total", "failed")}
+    numbers = record.get("progress", {})
+    done, total, failed = (int(numbers.get(name) or 0) for name in ("done", "total", "failed"))
+    rate, eta = (float(numbers.get(name) or 0.0) for name in ("rate", "eta"))
     name, id = visible(shorten(str(record["name"]), 80)), visible(str(record["_id"]))
-    speed = {name: float(record.get("progress", {}).get(name) or 0.0) for name in ("rate", "eta")}
-    return JobState(id, name, str(record["state"]), **progress, error=_reason(record.get("error")), **speed)
+    return JobState(id, name, str(record["state"]), done, total, failed, _reason(record.get("error")), rate, eta)
 
 
 def _reason(error: Mapping[str, Any] | None) -> str:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any, Final, Literal
 
+from superduper_nb.widgets.clean import shorten
+
 __all__ = ["Action", "Panel", "panel"]
 
 log = logging.getLogger(__name__)
@@ -32,7 +34,8 @@ class Panel:
     """An ipywidgets view that shows HTML, with a button below it.
 
     While a cell runs, a click arrives only where front-end and kernel speak over subshells (JupyterLab 4.4 and
-    ipykernel 7); elsewhere it waits for the cell. Nothing depends on it: there are ``job.cancel()`` and ``%sddb cancel``.
+    ipykernel 7); elsewhere it waits for the cell. Nothing depends on it: ``job.cancel()`` and ``%sddb cancel``
+    do the same.
 
     Parameters
     ----------
@@ -47,7 +50,8 @@ class Panel:
         widgets = import_module("ipywidgets")
         self._act, self._action, self._problem = act, "", ""
         self._html = widgets.HTML(html)
-        self._button = widgets.Button(layout=widgets.Layout(width="auto", display="none"))
+        beside = widgets.Layout(width="auto", align_self="flex-start", margin="4px 0 0 0", display="none")
+        self._button = widgets.Button(layout=beside)
         self._button.on_click(self._clicked)
         self._box = widgets.VBox([self._html, self._button])
 
@@ -90,5 +94,5 @@ class Panel:
             self._act(action)  # type: ignore[arg-type]
         except Exception as error:  # told where the click was made; nobody else would see it
             log.warning("the %s button failed", action, exc_info=True)
-            self._problem = f"{action} failed: {type(error).__name__}: {error}"
+            self._problem = shorten(f"{action} failed: {type(error).__name__}: {error}", 300)
             self._button.disabled, self._button.description = False, _LABELS[action][0]

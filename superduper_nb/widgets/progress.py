@@ -67,7 +67,7 @@ class JobsView:
     ) -> None:
         self._jobs = list(jobs)
         self._delay, self._interval, self._offer = delay, interval, offer
-        self._began = time.monotonic()
+        self._began, self._over = time.monotonic(), 0.0
         self._stop, self._again = Event(), Event()
         self._panel: Panel | None = None
         self._handle: Any = None
@@ -124,27 +124,34 @@ class JobsView:
         """Offer for a while to retry what failed; True when the offer was taken."""
         if self._panel is None or not any(state.can_retry for state in self.states):
             return False
+        self._over = time.monotonic()
+        self._panel.offer("")  # a click on the last offer is settled
+        self._draw()
         if self._handle is not None:
             self._handle.update(self._bundle(), raw=True)  # what is saved meanwhile
         self.ended.set()
-        deadline = time.monotonic() + self._offer
+        deadline = self._over + self._offer
         while not self._again.wait(min(self._interval, 1.0)) and time.monotonic() < deadline:
             self._draw()  # why a click failed, say
         taken = self._again.is_set() and not self._stop.is_set()
         self._again.clear()
+        if taken:
+            self._over = 0.0
         return taken
 
     def _act(self, action: Action) -> None:
         """Do what the button says."""
-        states = dict(zip(self._jobs, self.states, strict=True))
+        pairs = list(zip(self._jobs, self.states, strict=True))
         if action == "cancel":
-            for job in (job for job, state in states.items() if state.state not in FINISHED):
+            for job in (job for job, state in pairs if state.state not in FINISHED):
                 job.cancel()
             return
-        for job in (job for job, state in states.items() if state.can_retry):
-            job.retry()
         self.ended.clear()
-        self._again.set()
+        try:
+            for job in (job for job, state in pairs if state.can_retry):
+                job.retry()
+        finally:
+            self._again.set()
 
     def _look(self) -> bool:
         self.states = snapshot(job.record for job in self._jobs)
@@ -179,7 +186,7 @@ class JobsView:
         return jobs_html(self.states, seconds=self._seconds(), problem=problem)
 
     def _seconds(self) -> float:
-        return time.monotonic() - self._began
+        return (self._over or time.monotonic()) - self._began
 
 
 def _has_kernel() -> bool:

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal, overload
 
-from superduper_nb.widgets import export, html
+from superduper_nb.widgets import columns, export, html
 from superduper_nb.widgets.clean import shorten, visible
 from superduper_nb.widgets.grid import Grid, grid, grid_text
+from superduper_nb.widgets.plot import ScorePlot, score_plot
 from superduper_nb.widgets.values import Cell
 
 __all__ = ["MOST_ROWS", "Document", "Facts", "Layout", "Result"]
@@ -130,6 +131,33 @@ class Result(Sequence[dict[str, Any]]):
     def to_pandas(self) -> Any:
         """Return a :class:`pandas.DataFrame` with one row for each document and one column for each field."""
         return export.to_pandas(self._documents)
+
+    def to_polars(self) -> Any:
+        """Return a :class:`polars.DataFrame`; what its columns can't hold becomes text or lists."""
+        return columns.to_polars(self._documents)
+
+    def to_arrow(self) -> Any:
+        """Return a :class:`pyarrow.Table`; what its columns can't hold becomes text or lists."""
+        return columns.to_arrow(self._documents)
+
+    def to_parquet(self, path: str | Path) -> None:
+        """Write a Parquet file with the columns of :meth:`to_arrow`."""
+        columns.to_parquet(self._documents, path)
+
+    def plot(self, label: str | None = None) -> ScorePlot:
+        """Draw the scores, best first, and the widest gap between two of them: relevant hits often end there.
+
+        Parameters
+        ----------
+        label : str, optional
+            The field to write beside each score; default: the first that holds text.
+
+        Raises
+        ------
+        InvalidInputError
+            The result has no scores: it is of no search by meaning.
+        """
+        return score_plot([document for document in self._documents if "_score" in document], label)
 
     def to_csv(self, path: str | Path | None = None) -> str | None:
         """Return CSV, or write it to `path`; nested values are JSON in their cell."""

@@ -93,7 +93,7 @@ class Status(Mapping[str, Any]):
 def _part(name: str, facts: Mapping[str, Any]) -> dict[str, str]:
     state = str(facts.get("state", "?"))
     mood = _MOODS.get(state, "")
-    more = ", ".join(_fact(_short(key.replace("_", " ")), value) for key, value in facts.items() if _is_more(key, value))
+    more = ", ".join(_fact(key, value) for key, value in facts.items() if _is_more(key, value))
     told = {
         "name": name.replace("_", " "),
         "state": state,
@@ -110,7 +110,8 @@ def _is_more(key: str, value: Any) -> bool:
 
 
 def _fact(name: str, value: Any) -> str:
-    return name if value is True else f"{name}: {_short(value)}"
+    told = _short(name.replace("_", " "))
+    return told if value is True else f"{told}: {_short(value)}"
 
 
 def _short(value: Any) -> str:

@@ -3,7 +3,8 @@
     python pymongo_suite.py plain|ours FOLDER RESULTS FILE...
 
 `FOLDER` holds the folder ``test`` of pymongo's source distribution; ``DB_IP`` and ``DB_PORT`` say where MongoDB is. The
-outcome of each test is written to `RESULTS`, as JSON. Run in a process of its own: it replaces a class of pymongo for good.
+outcome of each test is written to `RESULTS`, as JSON. Run in a process of its own: it replaces a class of pymongo for
+good.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import superduper_nb as sd
 from superduper_nb.client.cursor import DecodingCommandCursor
 
 OURS = {
-    sd.Client: (pymongo.MongoClient, "__getitem__ close get_database get_default_database"),
+    sd.Client: (pymongo.MongoClient, "__getitem__ close drop_database get_database get_default_database"),
     sd.Database: (
         pymongo.database.Database,
         "__getitem__ create_collection get_collection with_options",

@@ -45,7 +45,10 @@ def test_outputs_equal_the_model_applied_here_for_every_document(world: World) -
     rng = random.Random(seed)
     world.model("m", double)
     watcher = world.watcher("m", "a.x")
-    rows = [{"_id": i, "a": {"x": rng.choice([rng.random(), rng.randrange(99), "s" * rng.randrange(9)])}} for i in range(2500)]
+    rows = [
+        {"_id": i, "a": {"x": rng.choice([rng.random(), rng.randrange(99), "s" * rng.randrange(9)])}}
+        for i in range(2500)
+    ]
     world.docs.insert_many(rows)
     outcome = world.run(watcher)
     assert (outcome.done, outcome.failures) == (2500, ())
@@ -247,7 +250,9 @@ def test_what_is_stopped_keeps_what_it_computed(world: World, counting: Counting
     assert 0 < written < 500
 
 
-def test_a_keyboard_interrupt_is_the_models_failure_in_a_worker_only(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_keyboard_interrupt_is_the_models_failure_in_a_worker_only(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def press(x: Any) -> Any:
         if x == 3:
             raise KeyboardInterrupt

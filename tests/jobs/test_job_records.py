@@ -7,8 +7,8 @@ from uuid import uuid4
 import bson
 import pytest
 from bson import ObjectId, json_util
-from pymongo.database import Database
 from job_world import World
+from pymongo.database import Database
 
 from superduper_nb.errors import InvalidInputError, NotFoundError
 from superduper_nb.jobs import JobStore, NewJob
@@ -251,7 +251,9 @@ def test_ended_jobs_and_logs_are_deleted_after_a_while(store: JobStore, database
         if "expireAfterSeconds" in index
     ]
     assert lifetimes == [14 * 24 * 3600] * 2
-    assert database["_sddb.jobs"].find({"state": "pending"}).explain()["queryPlanner"]["winningPlan"]["stage"] == "FETCH"
+    assert (
+        database["_sddb.jobs"].find({"state": "pending"}).explain()["queryPlanner"]["winningPlan"]["stage"] == "FETCH"
+    )
 
 
 def test_jobs_are_listed_newest_first_in_pages(store: JobStore, world: World) -> None:

@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -155,7 +156,7 @@ def kill_host(pool: DaskPool) -> None:
     pool._process.kill()
 
 
-@pytest.mark.parametrize("kill", [kill_worker, kill_host])
+@pytest.mark.parametrize("kill", [kill_worker, pytest.param(kill_host, marks=pytest.mark.slow)])
 def test_kill_nine_of_a_part_of_the_pool_loses_nothing(
     world: World, own_pool: DaskPool, dispatch: Start, kill: Callable[[DaskPool], None]
 ) -> None:
@@ -173,6 +174,7 @@ def test_kill_nine_of_a_part_of_the_pool_loses_nothing(
     until(lambda: own_pool.describe()["workers"] == 2, 30, "a full pool")
 
 
+@pytest.mark.slow
 def test_kill_nine_of_mongod_loses_nothing(tmp_path: Path, dispatch: Start) -> None:
     rng = seeded()
     with Mongod.attach(tmp_path / "db", cache_gb=0.25) as mongod:
@@ -205,8 +207,11 @@ def test_close_leaves_no_process(mongo_uri: str) -> None:
     host = psutil.Process(pool._process.pid)
     processes = [host, *descendants(host.pid)]
     assert len(processes) > 2
+    scratch = set(Path(tempfile.gettempdir()).glob("superduper-workers-*"))
+    assert scratch
     pool.close()
     pool.close()
+    assert scratch - set(Path(tempfile.gettempdir()).glob("superduper-workers-*"))
     assert [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE] == []
 
 
@@ -220,6 +225,7 @@ time.sleep(600)
 """
 
 
+@pytest.mark.slow
 def test_killing_the_parent_leaves_no_process() -> None:
     parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True)
     try:

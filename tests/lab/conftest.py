@@ -119,7 +119,7 @@ class Book:
         page.on("console", lambda message: message.type == "error" and self.complaints.append(message.text))
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.on("dialog", lambda dialog: (self.complaints.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-        page.goto(f"{self.lab.url}lab/tree/{name}?token={self.lab.token}")
+        page.goto(f"{self.lab.url}lab/workspaces/{Path(name).stem}/tree/{name}?token={self.lab.token}")
         page.wait_for_selector(".jp-NotebookPanel .jp-Cell", timeout=90_000)
         with suppress(Exception):  # asked only where the notebook names no kernel
             page.locator(".jp-Dialog .jp-mod-accept").click(timeout=2_000)
@@ -140,13 +140,21 @@ class Book:
         done = f"{_PANEL}.content.widgets[{number}].model.executionCount !== null"
         idle = f"{_PANEL}.sessionContext.session.kernel.status === 'idle'"
         self.page.wait_for_function(f"{done} && {idle}", timeout=seconds * 1000)
-        errors = self.cell(number).locator('[data-mime-type="application/vnd.jupyter.error"]')
-        assert errors.count() == 0, errors.first.inner_text()
+        errors = [output for output in self.outputs(number) if output["output_type"] == "error"]
+        assert errors == []
 
     def run(self, number: int, seconds: float = 120.0) -> None:
         """Run a cell to its end."""
         self.start(number)
         self.finish(number, seconds)
+
+    def outputs(self, number: int) -> list[dict[str, Any]]:
+        """Return the outputs of a cell, as they would be saved."""
+        found = f"{_PANEL}.content.widgets[{number}].model.outputs"
+        outputs: list[dict[str, Any]] = self.page.evaluate(
+            f"Array.from({{length: {found}.length}}, (_, i) => {found}.get(i).toJSON())"
+        )
+        return outputs
 
     def output(self, number: int) -> Any:
         """Return the outputs of a cell."""

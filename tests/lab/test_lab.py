@@ -10,7 +10,7 @@ import pytest
 
 from scripts import demo
 from tests.lab.notebooks import code_cells
-from tests.widgets.payloads import foreign_parts
+from tests.widgets.payloads import PAYLOADS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(480)]
 
@@ -84,13 +84,79 @@ PLACES = {
     "status": "%sddb status",
 }
 
-HOSTILE = """
-from tests.widgets.payloads import PAYLOADS
-docs.delete_many({})
-docs.insert_many([{"name": text, text.replace("$", "").replace("\\0", "") or "x": {"deep": [text]}} for text in PAYLOADS]);
+USE = "%load_ext superduper_nb\n%sddb connect\n%sddb use lab.{} --as docs"
+
+
+def storable(text: str) -> bool:
+    """Tell whether MongoDB takes a text as value and as name of a field."""
+    return "\0" not in text and not text.startswith("$") and text.isprintable() and len(text) < 10_000
+
+
+def test_documents_run_no_script(open_notebook: Open) -> None:
+    hostile = [text for text in PAYLOADS if storable(text)]
+    assert len(hostile) > 25
+    rows = [{"name": text, "deep": [{"value": text}], text.replace(".", ""): 1} for text in hostile]
+    book = open_notebook(
+        "hostile.ipynb",
+        USE.format("hostile"),
+        f"docs.insert_many({rows!r})",
+        "%sddb find -n 0",
+        "%sddb find -n 0 --as gallery",
+        "%sddb find_one",
+        "%sddb distinct name",
+        "%sddb find -n 0 --as json",
+    )
+    before = book.page.evaluate("document.querySelectorAll('script, iframe, object, embed, form, base').length")
+    for number in range(7):
+        book.run(number)
+    for theme in THEMES:
+        book.theme(theme)
+    book.shoot("hostile", 4)
+    assert book.output(2).locator("table.sddb-table").count() == 1
+    after = book.page.evaluate("document.querySelectorAll('script, iframe, object, embed, form, base').length")
+    assert after == before
+    assert book.page.evaluate("window.pwned === undefined")
+    for number in range(2, 7):
+        assert book.output(number).locator(".jp-RenderedHTMLCommon").locator(FOREIGN).count() == 0
+    check(book)
+
+
+FOREIGN = "script, iframe, object, embed, form, base, svg, a[href], [onerror], [onload]"
+
+SLOW = """
+import time
+
+def slow(text):
+    time.sleep(0.3)
+    return [float(len(text))]
+
+docs.create_model("slow", slow, type="vector")
+docs.create_watcher("slow", key="text");
 """
 
 
-@pytest.mark.skip(reason="later")
-def test_documents_run_no_script(open_notebook: Open) -> None:
-    assert foreign_parts
+def test_a_job_is_cancelled_by_its_button_while_a_cell_waits_for_it_and_retried(open_notebook: Open) -> None:
+    book = open_notebook(
+        "cancel.ipynb",
+        USE.format("cancel"),
+        SLOW,
+        "result = docs.insert_many([{'text': 'x' * n} for n in range(1, 151)])\nresult.jobs",
+        "result.jobs.wait()",
+        "result.jobs.wait(90)\nassert docs.count_documents({'_outputs.text.slow': {'$exists': True}}) == 150",
+    )
+    for number in range(3):
+        book.run(number)
+    book.start(3)
+    progress = book.output(2)
+    progress.get_by_text("◐ running").wait_for(timeout=60_000)
+    shoot(book, "cancel-offered", 2)
+    progress.get_by_role("button", name="Cancel").click()
+    progress.get_by_text("⊘ cancelled").wait_for(timeout=20_000)
+    book.output(3).get_by_text("JobCancelledError").wait_for(timeout=60_000)
+    progress.get_by_text("⊘ cancelled").wait_for(timeout=20_000)
+    shoot(book, "retry-offered", 2)
+    progress.get_by_role("button", name="Retry").click()
+    progress.get_by_text("✓ succeeded").wait_for(timeout=90_000)
+    assert progress.get_by_role("button", name="Retry").count() == 0
+    book.run(4)
+    check(book)

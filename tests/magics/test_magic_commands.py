@@ -5,7 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from superduper_nb.errors import InvalidInputError, JobFailedError, NotFoundError
+from superduper_nb.client import Client
+from superduper_nb.cluster.mongod import connect_options
+from superduper_nb.errors import InvalidInputError, JobFailedError, NotFoundError, TrustError
 from superduper_nb.magics.table import run
 from superduper_nb.widgets.status import Status
 
@@ -133,3 +135,185 @@ def test_bindings_and_what_is_shown(docs: Any, sddb: Any) -> None:
     assert sddb("count -o n", "{};").quiet
     assert sddb("count;").quiet
     assert not sddb("count", '{"text": ";"}').quiet
+
+
+def test_describe_tells_fields_types_and_how_many_have_them(docs: Any, sddb: Any) -> None:
+    docs.insert_many([{"text": None, "size": {"width": 1.5}}, {"price": "much"}])
+    rows = {row["field"]: row for row in sddb("describe").value}
+    assert rows["text"]["in"] == "88%"
+    assert rows["text"]["type"] == "text | null"
+    assert rows["price"]["type"] == "float | text"
+    assert rows["size.width"]["example"] == 1.5
+    assert "_outputs.text.words" in rows
+    assert not {"_sddb", "_fold"} & {name.partition(".")[0] for name in rows}
+    assert "8 documents, judged by 8" in repr(sddb("describe").value)
+    assert "has no document" in repr(sddb(f"describe --in {docs.database.name}.nothing").value)
+
+
+def test_describe_a_component(docs: Any, sddb: Any) -> None:
+    model = sddb("describe models/words").value
+    assert (model["version"], model["used_by"][0]) == (1, "watcher words/text of products")
+    assert sddb("describe watchers/words/text").value["key"] == "text"
+    assert sddb("describe indexes/meaning").value["measure"] == "cosine"
+    with pytest.raises(InvalidInputError, match="Did you mean 'models'"):
+        sddb("describe model/words")
+    with pytest.raises(InvalidInputError, match="kind/name"):
+        sddb("describe words")
+    with pytest.raises(NotFoundError):
+        sddb("describe models/wrds")
+
+
+def test_trust(docs: Any, sddb: Any, connections: Any, mongo_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SUPERDUPER_TRUST_KEY", "ab" * 32)  # as on another machine
+    with Client[dict[str, Any]](mongo_uri, **connect_options()) as elsewhere:
+        there = elsewhere[docs.database.name]["products"]
+        with pytest.raises(TrustError, match="%sddb trust models/words"):
+            there.models["words"]
+        told = repr(sddb("trust models/words").value)
+        assert told.startswith("models/words, version 1, is trusted here: ")
+        assert callable(there.models["words"])
+    with pytest.raises(NotFoundError):
+        sddb("trust models/wrds")
+    with pytest.raises(InvalidInputError, match="holds no object"):
+        sddb("trust watchers/words/text")
+
+
+def test_stats(docs: Any, sddb: Any) -> None:
+    told = sddb("stats").value
+    assert told["documents"] == 6
+    assert told["bytes"] > 0
+    assert "_id_" in told["bytes by index"]
+    assert sddb(f"stats --in {docs.database.name}").value["database"] == docs.database.name
+
+
+class Reversed:
+    """A type of the tests."""
+
+    def encode(self, x: str) -> bytes:
+        return x[::-1].encode()
+
+    def decode(self, data: bytes) -> str:
+        return data.decode()[::-1]
+
+
+def test_types(docs: Any, sddb: Any) -> None:
+    docs.create_type("reversed", Reversed())
+    rows = {row["type"]: row for row in sddb("types").value}
+    assert rows["vector"]["from"] == "built in"
+    assert rows["reversed"]["from"] == docs.database.name
+    assert "PIL" in rows["image"]["for"]
+    assert rows["pickle"]["for"] == "only where it is named"
+
+
+def test_config_tells_no_secret(docs: Any, sddb: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SUPERDUPER_TOKEN", "hunter2")
+    monkeypatch.setenv("SUPERDUPER_MONGODB__URI", "mongodb://u:hunter2@host/")
+    listed = sddb("config").value
+    rows = {row["setting"]: row["value"] for row in listed}
+    assert rows["token"] == rows["mongodb.uri"] == "(set, not shown)"
+    assert rows["valid_fraction"] == "0.05"
+    assert "hunter2" not in repr(listed) + listed._repr_mimebundle_()["text/html"]
+
+
+def test_insert_from_a_variable(docs: Any, sddb: Any) -> None:
+    import pandas
+
+    frame = pandas.DataFrame({"text": ["x", "y"], "price": [1.0, 2.0]})
+    assert len(sddb("insert --from frame", frame=frame).value.inserted_ids) == 2
+    assert docs.find_one({"text": "y"})["price"] == 2.0
+    sddb("insert", "frame", frame=frame)
+    assert docs.count_documents({}) == 10
+    with pytest.raises(InvalidInputError, match="no such variable"):
+        sddb("insert --from nothing")
+    with pytest.raises(InvalidInputError, match="not both"):
+        sddb("insert --from frame", "{}", frame=frame)
+    with pytest.raises(InvalidInputError, match="empty"):
+        sddb("insert")
+
+
+def test_update(docs: Any, sddb: Any) -> None:
+    result = sddb("update", "{color: 'red'}, {$set: {text: 'crimson', price: 1}};")
+    assert (result.value.modified_count, result.quiet) == (2, True)
+    assert list(result.value.jobs) == ["words/text"]
+    assert docs.count_documents({"text": "crimson"}) == 2
+    assert sddb("update --one", '{}, {"$set": {"seen": True}}').value.modified_count == 1
+    with pytest.raises(InvalidInputError, match=r"all 6 documents.*--yes"):
+        sddb("update", '{}, {"$set": {"seen": True}}')
+    assert sddb("update --yes", '{}, {"$set": {"seen": True}}').value.matched_count == 6
+    assert sddb("update --upsert", '{"color": "pink"}, {"$set": {"seen": True}}').value.upserted_id is not None
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ("{}", "filter, change"),
+        ("{a: 1}, {b: 2}", "made of operators"),
+        ("{a: 1}, {$set: {b: 2}}, {}", "filter, change"),
+        ('{"$like": {"text": "x"}}, {"$set": {"b": 2}}', r"no \$like"),
+        ('{"$where": "1"}, {"$set": {"b": 2}}', "refused"),
+    ],
+)
+def test_update_refuses(docs: Any, sddb: Any, cell: str, message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        sddb("update", cell)
+    assert docs.count_documents({"b": {"$exists": True}}) == 0
+
+
+def test_delete_says_how_many_and_needs_yes(docs: Any, sddb: Any) -> None:
+    with pytest.raises(InvalidInputError, match=r"deletes 2 documents of .*products: say --yes"):
+        sddb("delete", "{color: 'red'}")
+    with pytest.raises(InvalidInputError, match=r"6 documents of .*, which is all of them"):
+        sddb("delete", "{}")
+    with pytest.raises(InvalidInputError, match="needs a body"):
+        sddb("delete --yes")
+    with pytest.raises(InvalidInputError, match="refused"):
+        sddb("delete --yes", '{"$where": "1"}')
+    with pytest.raises(InvalidInputError, match=r"no \$like"):
+        sddb("delete --yes", '{"$like": {"text": "x"}}')
+    assert docs.count_documents({}) == 6
+    assert sddb("delete --yes", "{color: 'red'}").value.deleted_count == 2
+    assert docs.count_documents({}) == 4
+
+
+def test_watch_prints_how_it_goes(docs: Any, sddb: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    sddb("watch")
+    assert "words/text succeeded 6/6" in capsys.readouterr().out
+    (job,) = sddb("jobs").value
+    sddb(f"watch {job['id']}")
+    assert "succeeded" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "def length(text):\n    return [float(len(text)), factor]",
+        "base = 1\nlambda text: [float(len(text)), factor]",
+        "length = lambda text: [float(len(text)), factor]",
+        "class Length:\n    def __call__(self, text):\n        return [float(len(text)), factor]",
+    ],
+)
+def test_a_cell_defines_and_registers_a_model(docs: Any, connections: Any, cell: str) -> None:
+    scope: dict[str, Any] = {"__name__": "__main__", "factor": 2.0}
+    line = f"model length --type vector --in {docs.full_name}"
+    made = run(line, cell, names=scope, scope=scope, connections=connections)
+    assert "length, version 1" in repr(made.value)
+    assert list(docs.predict("length", "four")) == [4.0, 2.0]
+    docs.create_watcher("length", "text")
+    other = cell.replace("float(len(text))", "0.0")
+    jobs = run(line, other, names=scope, scope=scope, connections=connections).value
+    assert list(jobs) == ["length/text"]
+    assert list(docs.predict("length", "four")) == [0.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"), [("import os", "ends in no model"), ("def f(:", "line 1, column 7"), ("5", "model|call")]
+)
+def test_a_cell_that_defines_no_model(docs: Any, sddb: Any, cell: str, message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        sddb("model m", cell)
+    assert "m" not in docs.models
+
+
+def test_what_a_model_cell_raises_is_the_users_own(docs: Any, sddb: Any) -> None:
+    with pytest.raises(ZeroDivisionError):
+        sddb("model m", "1 / 0")

@@ -23,7 +23,7 @@ def offered(line: str, connections: Connections | None = None, cell: str = "") -
 def test_sub_commands() -> None:
     assert offered("%sddb ") == sorted(COMMANDS)
     assert offered("%%sddb fi") == ["find", "find_one"]
-    assert offered("hits = %sddb co") == ["collections", "connect", "connections", "count"]
+    assert offered("hits = %sddb co") == ["collections", "config", "connect", "connections", "count"]
     assert offered("%%sddb hits << fi") == ["find", "find_one"]
 
 
@@ -54,6 +54,26 @@ def test_without_a_connection_none_is_opened() -> None:
 def test_operators_in_the_body() -> None:
     assert offered('{"price": {"$l', cell="%%sddb find") == ["$like", "$lt", "$lte"]
     assert "$lookup" in offered('[{"$lo', cell="%%sddb aggregate")
+
+
+def test_fields_are_those_of_the_documents(docs: Any, sddb: Any, connections: Connections) -> None:
+    docs.insert_one({"size": {"width": 3}})
+    assert offered("%sddb distinct te", connections) == ["text"]
+    assert offered("%sddb find --sort pr", connections) == ["price"]
+    assert offered('{"pr', connections, "%%sddb find") == ["price"]
+    assert offered("{color: 5, te", connections, "%%sddb find") == ["text"]
+    assert offered('{"size.', connections, "%%sddb") == ["size.width"]
+    assert offered("db.products.find({co", connections, "%%sddb") == ["color"]
+    assert offered('[{"$group": {"_id": "$col', connections, "%%sddb aggregate") == ["$color"]
+    completions = Completions(connections, Catalog(patience=5))
+    for text in (
+        "%%sddb find\n{size.wi",
+        "%%sddb find\n{color: te",
+        "%%sddb model m\ndef f(te",
+        "%%sddb find\n{nowhere",
+    ):
+        line = text.split("\n")[-1]
+        assert completions.find(text, 1, line) is None
 
 
 @pytest.mark.parametrize("text", ["x = 1", "%%time\nfi", "print('%sddb ')\n$l", "sddb ", "%%sddb find\nlimit"])
@@ -100,7 +120,7 @@ def test_ipython_gets_them(docs: Any) -> None:
             text = "%%sddb find --min"
             _, found = shell.Completer.complete(text=None, line_buffer=text, cursor_pos=len(text))
             assert found == ["--min-score"]
-            text = "%sddb sta"
+            text = "%sddb statu"
             _, found = shell.Completer.complete(text=None, line_buffer=text, cursor_pos=len(text))
             assert found == ["status"]
     finally:

@@ -74,7 +74,7 @@ def test_any_line_is_a_result_or_one_error_of_ours(line: str) -> None:
         ("find \x00", "control characters"),
         ("find a\x1b[2Jb", "control characters"),
         ("find " + "x" * 1_000_000, "1,000,005 characters"),
-        ("insert", r"needs a body: write %%sddb insert"),
+        ("predict m", r"needs a body: write %%sddb predict"),
     ],
 )
 def test_a_wrong_line_is_one_error_in_one_line(line: str, message: str) -> None:

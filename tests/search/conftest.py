@@ -63,8 +63,7 @@ class Corpus:
     def retrain(self) -> int:
         """Register a new version of the model."""
         definition = {"type": "vector", "batch_size": None, "device": "auto", "note": self.version}
-        model, new = self.store.put("model", "m", definition, obj={"object": identity})
-        assert new
+        model, _ = self.store.put("model", "m", definition, obj={"object": identity})
         self.version = model.version
         return self.version
 
@@ -81,15 +80,16 @@ class Corpus:
         ids = range(len(vectors)) if ids is None else ids
         rows = enumerate(zip(ids, vectors, strict=True))
         self.docs.insert_many(
-            [self.document(id, packed(v), **{name: values[i] for name, values in fields.items()}) for i, (id, v) in rows]
+            [
+                self.document(id, packed(v), **{name: values[i] for name, values in fields.items()})
+                for i, (id, v) in rows
+            ]
         )
 
     def compute(self, vectors: Mapping[Any, Any]) -> None:
         """Write new outputs, as a job does."""
         change = [
-            UpdateOne(
-                {"_id": id}, {"$set": {"_outputs.x.m": packed(v), "_sddb.outputs.m/x": self.token()["m/x"]}}
-            )
+            UpdateOne({"_id": id}, {"$set": {"_outputs.x.m": packed(v), "_sddb.outputs.m/x": self.token()["m/x"]}})
             for id, v in vectors.items()
         ]
         self.docs.bulk_write(change)

@@ -47,7 +47,10 @@ def made(corpus: Any) -> Any:
         ({"like": {"x": "text"}}, "real numbers"),
         ({"vector": [1.0, 1.0], "filter": {"$where": "true"}}, "runs code"),
         ({"vector": [1.0, 1.0], "filter": {"$or": [{"a": {"$not": {"$elemMatch": {"$where": "1"}}}}]}}, "runs code"),
-        ({"vector": [1.0, 1.0], "filter": {"$expr": {"$function": {"body": "x", "args": [], "lang": "js"}}}}, "runs code"),
+        (
+            {"vector": [1.0, 1.0], "filter": {"$expr": {"$function": {"body": "x", "args": [], "lang": "js"}}}},
+            "runs code",
+        ),
         ({"vector": [1.0, 1.0], "filter": {"$expr": {"$eq": [1, {"$accumulator": {}}]}}}, "runs code"),
         ({"vector": [1.0, 1.0], "filter": DEEP}, "nested"),
         ({"vector": [1.0, 1.0], "filter": {"a": {"$nope": 1}}}, "MongoDB refuses the filter.*nope"),

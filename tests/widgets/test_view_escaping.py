@@ -28,6 +28,7 @@ def _documents(text: str) -> list[dict[str, Any]]:
 VIEWS: dict[str, Callable[[str], Any]] = {
     "table": lambda text: Result(_documents(text), facts=Facts(source=text, index=text, strategy=text)),
     "gallery": lambda text: Result(_documents(text), facts=Facts(source=text), layout="gallery"),
+    "plot": lambda text: Result([{"_score": 0.5, "name": text}, {"_score": 0.1, "name": [text]}]).plot("name"),
     "empty": lambda text: Result([], facts=Facts(source=text)),
     "document": lambda text: Document(_documents(text)[0]),
     "listing": lambda text: Listing([{text: text}], heading=text),

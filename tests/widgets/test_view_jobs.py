@@ -9,6 +9,7 @@ import pytest
 from superduper_nb.widgets import progress
 from superduper_nb.widgets.display import show_jobs, write_bundle
 from superduper_nb.widgets.jobs import JobState, finished, jobs_html, jobs_text, snapshot
+from superduper_nb.widgets.panel import panel
 from superduper_nb.widgets.progress import JobsView
 from tests.widgets.payloads import foreign_parts
 
@@ -18,6 +19,15 @@ class FakeJob:
 
     def __init__(self, *states: str, name: str = "words/text", total: int | None = 100) -> None:
         self._states, self.name, self.total, self.looks = list(states), name, total, 0
+        self.asked: list[str] = []
+
+    def cancel(self) -> None:
+        self.asked.append("cancel")
+        self._states, self.looks = ["cancelled"], 0
+
+    def retry(self) -> None:
+        self.asked.append("retry")
+        self._states, self.looks = ["running"] * 3 + ["succeeded"], 0
 
     @property
     def record(self) -> dict[str, Any]:
@@ -80,7 +90,7 @@ def test_a_slow_job_is_followed_by_one_widget_and_ends_as_static_output(screen: 
     before = len(_instances)
     view = JobsView([FakeJob(*["running"] * 6, "succeeded")], delay=0.0, interval=0.01)
     view.show()
-    assert len(_instances) - before <= 3  # an HTML widget, with its layout and its style
+    assert len(_instances) - before <= 8  # an HTML and a button in a box, with their layouts and styles
     assert view.ended.wait(20)
     first, last = screen.pictures
     assert VIEW in first
@@ -105,7 +115,7 @@ def test_the_widget_moves_by_its_trait(screen: Screen) -> None:
     view = JobsView([job], delay=0.0, interval=0.01)
     view.show()
     seen: set[str] = set()
-    widget = view._widget
+    widget = view._panel._html
     widget.observe(lambda change: seen.add(change["new"]), names="value")
     assert view.ended.wait(20)
     assert len(seen) > 3
@@ -118,10 +128,76 @@ def test_a_lost_database_is_told_in_the_view_and_ends_it(screen: Screen, monkeyp
     view = JobsView([Unreadable("running")], delay=0.0, interval=0.01)
     view.show()
     told: list[str] = []
-    widget = view._widget
+    widget = view._panel._html
     widget.observe(lambda change: told.append(change["new"]), names="value")
     assert view.ended.wait(20)
     assert any("can&#39;t be read at the moment (OSError)" in html for html in told)
+
+
+def click(view: JobsView, label: str, seconds: float = 20.0) -> None:
+    """Click the button of a view, once it says `label`."""
+    deadline = time.monotonic() + seconds
+    while view._panel is None or view._panel._button.description != label:
+        assert time.monotonic() < deadline, view._panel and view._panel._button.description
+        time.sleep(0.005)
+    view._panel._button.click()
+
+
+@pytest.mark.usefixtures("no_widget_is_left")
+def test_a_job_is_cancelled_by_the_button_and_then_retried_by_it(screen: Screen) -> None:
+    job = FakeJob("running")
+    view = JobsView([job, FakeJob("succeeded", name="other")], delay=0.0, interval=0.01)
+    view.show()
+    click(view, "Cancel")
+    assert view.ended.wait(20)
+    assert "⊘ cancelled" in screen.pictures[-1]["text/plain"]
+    assert VIEW in screen.pictures[-1]
+    click(view, "Retry")
+    while VIEW in screen.pictures[-1]:
+        assert not view._stop.wait(0.01) or view.ended.wait(20)
+    assert job.asked == ["cancel", "retry"]
+    assert "succeeded" in screen.pictures[-1]["text/plain"]
+    assert "cancelled" not in screen.pictures[-1]["text/plain"]
+
+
+@pytest.mark.usefixtures("no_widget_is_left")
+def test_the_offer_to_retry_ends_and_the_view_is_static_then(screen: Screen) -> None:
+    view = JobsView([FakeJob("running", "running", "failed")], delay=0.0, interval=0.01, offer=0.05)
+    view.show()
+    assert view.ended.wait(20)
+    while VIEW in screen.pictures[-1]:
+        time.sleep(0.01)
+    assert "✕ failed" in screen.pictures[-1]["text/plain"]
+
+
+@pytest.mark.usefixtures("no_widget_is_left")
+def test_a_click_that_fails_is_told_in_the_view_and_logged(screen: Screen, caplog: pytest.LogCaptureFixture) -> None:
+    job = FakeJob("running")
+    job.cancel = lambda: 1 / 0  # type: ignore[method-assign,assignment,return-value]
+    view = JobsView([job], delay=0.0, interval=0.01)
+    view.show()
+    click(view, "Cancel")
+    assert view._panel is not None
+    told = "cancel failed: ZeroDivisionError: division by zero"
+    while told not in view._panel._html.value:
+        assert not view.ended.is_set()
+        time.sleep(0.01)
+    assert "the cancel button failed" in caplog.text
+    assert (view._panel._button.description, view._panel._button.disabled) == ("Cancel", False)
+    view.close()
+
+
+def test_the_button_says_what_it_does() -> None:
+    shown = panel("<p></p>", lambda action: None)
+    assert shown is not None
+    for action, label in (("cancel", "Cancel"), ("retry", "Retry")):
+        shown.offer(action)  # type: ignore[arg-type]
+        assert shown._button.description == label
+        assert shown._button.tooltip
+        assert shown._button.layout.display is None
+    shown.offer("")
+    assert shown._button.layout.display == "none"
+    shown.close()
 
 
 @pytest.mark.usefixtures("no_widget_is_left")
@@ -176,6 +252,18 @@ def test_a_total_that_is_not_known_yet() -> None:
     (state,) = snapshot([{"_id": "1", "name": "n", "state": "running", "progress": progress}])
     assert state.count == "3"
     assert "<progress" not in jobs_html([state])
+
+
+def test_how_fast_it_goes() -> None:
+    progress = {"done": 3, "total": 9, "failed": 0, "rate": 2.4, "eta": 62.0}
+    record = {"_id": "1", "name": "n", "state": "running", "progress": progress}
+    (state,) = snapshot([record])
+    assert state.speed == "2/s, 01:02 left"
+    assert state.speed in jobs_text([state])
+    assert state.speed in jobs_html([state])
+    (slow,) = snapshot([{**record, "progress": {**progress, "rate": 0.5, "eta": None}}])
+    assert slow.speed == "30/min"
+    assert snapshot([{**record, "state": "succeeded"}])[0].speed == ""
 
 
 def test_finished() -> None:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import sys
 import uuid
 from datetime import datetime
 from typing import Any
@@ -14,6 +15,7 @@ from bson import Binary, Code, DBRef, Decimal128, Int64, MaxKey, MinKey, ObjectI
 from bson.binary import BinaryVectorDtype
 from PIL import Image
 
+from superduper_nb.errors import InvalidInputError
 from superduper_nb.widgets.results import MOST_ROWS, Document, Facts, Result
 from tests.widgets.payloads import foreign_parts, shown_text
 
@@ -279,3 +281,89 @@ def test_a_result_without_pandas_says_so(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(InvalidInputError, match="pip install pandas"):
         Result([{"a": 1}]).to_pandas()
+
+
+MIXED = [
+    {"_id": ObjectId(), "text": "a", "price": 1, "tags": ["x"], "v": np.arange(3.0), "in": {"d": Decimal128("1.5")}},
+    {
+        "_id": ObjectId(),
+        "text": None,
+        "price": Int64(2),
+        "tags": [],
+        "in": {},
+        "raw": Binary(b"ab"),
+        "when": datetime(2026, 1, 2),
+    },
+]
+
+
+def test_arrow_and_parquet(tmp_path: Any) -> None:
+    pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    table = Result(MIXED).to_arrow()
+    assert table.column("price").to_pylist() == [1, 2]
+    assert table.column("_id").to_pylist() == [str(document["_id"]) for document in MIXED]
+    assert table.column("v").to_pylist() == [[0.0, 1.0, 2.0], None]
+    assert table.column("in").to_pylist() == [{"d": "1.5"}, None]
+    assert table.column("raw").to_pylist() == [None, b"ab"]
+    Result(MIXED).to_parquet(tmp_path / "mixed.parquet")
+    assert pyarrow.parquet.read_table(tmp_path / "mixed.parquet").equals(table)
+    with pytest.raises(InvalidInputError, match=r"'a' does not fit .*int, str.*--fields -a"):
+        Result([{"a": 1}, {"a": "x"}]).to_arrow()
+
+
+def test_polars() -> None:
+    pytest.importorskip("polars")
+    frame = Result(MIXED).to_polars()
+    assert frame["price"].to_list() == [1, 2]
+    assert frame["v"].to_list() == [[0.0, 1.0, 2.0], None]
+    assert frame["raw"].to_list() == [None, b"ab"]
+    assert frame["when"].to_list() == [None, datetime(2026, 1, 2)]
+    with pytest.raises(InvalidInputError, match="'a' does not fit"):
+        Result([{"a": 1}, {"a": "x"}]).to_polars()
+
+
+@pytest.mark.parametrize(("method", "package"), [("to_polars", "polars"), ("to_arrow", "pyarrow")])
+def test_what_is_not_installed_is_named(method: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(InvalidInputError, match=f"pip install {package}"):
+        getattr(Result(MIXED), method)()
+
+
+HITS = [{"_score": score, "name": f"hit {score}"} for score in (0.9, 0.85, 0.4, 0.38)]
+
+
+def test_a_plot_of_scores_shows_where_they_fall() -> None:
+    plot = Result(HITS).plot()
+    assert plot.gap == 2
+    assert [bar.label for bar in plot.bars] == ["hit 0.9", "hit 0.85", "hit 0.4", "hit 0.38"]
+    first, second, rule, third, *_ = repr(plot).splitlines()
+    assert first.count("█") > third.count("█")
+    assert "0.850  hit 0.85" in second
+    assert set(rule) == {"─"}
+    html = bundle(plot)["text/html"]
+    assert foreign_parts(html) == []
+    assert html.count("<meter") == 4
+    assert html.count('class="sddb-gap"') == 1
+    assert "the widest gap comes after number 2" in html
+
+
+def test_plots_at_the_edges() -> None:
+    assert "no gap" in repr(Result([{"_score": 0.5, "_id": 1}]).plot())
+    assert "no gap" in repr(Result([{"_score": 0.5}, {"_score": 0.5}]).plot())
+    odd = [{"_score": score} for score in (math.inf, 3e300, 5.0, math.nan, -1.0, -math.inf)]
+    assert len(Result(odd).plot().bars) == 6
+    assert "100 shown of 5,000 hits" in repr(
+        Result([{"_score": 1 / n, "t": "x" * 1000} for n in range(1, 5001)]).plot()
+    )
+    assert size(Result([{"_score": 0.1, "t": "<b>" * 9000}] * 5000).plot()) < LARGEST
+    with pytest.raises(InvalidInputError, match="only a search by meaning"):
+        Result([{"a": 1}]).plot()
+    with pytest.raises(InvalidInputError, match="the field 'nme'"):
+        Result(HITS).plot("nme")
+
+
+def test_long_times_are_told_in_seconds() -> None:
+    assert "12.3 s" in repr(Result(HITS, facts=Facts(took_ms=12_345.0)))
+    assert "9,999 ms" in repr(Result(HITS, facts=Facts(took_ms=9_999.0)))

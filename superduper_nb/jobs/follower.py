@@ -1,0 +1,263 @@
+"""Makes writes of any program do what those of our client do: it follows change streams and records the jobs.
+
+One follower a database, under a lease. What changed is noted, and when no job of the collection is under way (our
+client's own writes bring theirs along) the documents are looked at: those whose outputs are not current get jobs, in
+the same plan as ever. The place in the stream is stored after that, so a crash repeats a look and skips nothing. Where
+the stream can't be resumed, everything is looked at.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+from bson import Timestamp, json_util
+from pymongo import MongoClient
+from pymongo.errors import DuplicateKeyError, OperationFailure, PyMongoError
+from toolz import partition_all
+
+from superduper_nb.components.store import Component, ComponentStore, plain_database
+from superduper_nb.errors import NotFoundError
+from superduper_nb.jobs.foreground import owner_name
+from superduper_nb.jobs.outputs import Refresh
+from superduper_nb.jobs.records import ACTIVE_STATES, COLLECTION, LEASE_MS, JobStore, NewJob
+from superduper_nb.jobs.tasks import is_passing
+from superduper_nb.jobs.watchers import Watcher, plan
+from superduper_nb.models.loading import Loader
+
+__all__ = ["Follower"]
+
+log = logging.getLogger(__name__)
+
+_LOOK_FOR_DATABASES_S: Final = 2.0
+_RENEW_EVERY_S: Final = 5.0
+_SAVE_EVERY_S: Final = 1.0
+_PATIENCE_S: Final = 10.0
+"""So long are changed documents kept back while jobs are under way that may well be theirs."""
+_MANY: Final = 1000
+_PAUSE_S: Final = 1.0
+_UNRESUMABLE: Final = {260, 280, 286}  # InvalidResumeToken, ChangeStreamFatalError, ChangeStreamHistoryLost
+_NO_STREAMS: Final = 40573
+_PRIVATE: Final = r"^(_outputs|_sddb|_like|_fold|_score|_distance)(\.|$)"
+
+
+class Follower:
+    """Follows every database that has watchers.
+
+    Parameters
+    ----------
+    client : pymongo.MongoClient
+        A deployment with change streams (a replica set).
+    on_jobs : callable
+        Called with the name of a database in which jobs were recorded (`Dispatcher.notify`).
+    """
+
+    def __init__(self, client: MongoClient[dict[str, Any]], on_jobs: Callable[[str], None]) -> None:
+        self._client, self._on_jobs = client, on_jobs
+        self._stop = threading.Event()
+        self._followed: dict[str, threading.Thread] = {}
+        self._thread = threading.Thread(target=self._run, name="superduper-follower", daemon=True)
+
+    def start(self) -> None:
+        """Begin, in threads of its own."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop; the next follower goes on where this one was."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=5)
+        for thread in self._followed.values():
+            thread.join(timeout=5)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            with suppress(PyMongoError):
+                for name in (
+                    set(self._client.list_database_names()) - {"admin", "config", "local"} - set(self._followed)
+                ):
+                    if ComponentStore(self._client[name]).current("watcher"):
+                        follow = _Database(self._client, name, self._on_jobs, self._stop).run
+                        self._followed[name] = threading.Thread(target=follow, name=f"follow-{name}", daemon=True)
+                        self._followed[name].start()
+            self._stop.wait(_LOOK_FOR_DATABASES_S)
+
+
+class _Database:
+    """Follows one database."""
+
+    def __init__(
+        self, client: MongoClient[dict[str, Any]], name: str, on_jobs: Callable[[str], None], stop: threading.Event
+    ) -> None:
+        self._database = plain_database(client[name])
+        self._on_jobs, self._stop = on_jobs, stop
+        self._owner = f"{owner_name()}:{uuid.uuid4().hex[:6]}"
+        self._store, self._loader = JobStore(self._database), Loader(self._database)
+        self._noted: dict[str, list[tuple[Any, set[str] | None]]] = {}
+        self._since = self._renewed = self._saved = 0.0
+
+    def run(self) -> None:
+        """Follow until stopped, whatever happens to the stream."""
+        while not self._stop.is_set():
+            try:
+                if self._lease():
+                    self._follow()
+                else:
+                    self._stop.wait(_RENEW_EVERY_S)
+            except OperationFailure as error:
+                self._refused(error)
+            except PyMongoError as error:
+                log.debug("The follower of %s waits for MongoDB (%s)", self._database.name, type(error).__name__)
+                self._stop.wait(_PAUSE_S)
+            except Exception:  # one surprise must not end it for good
+                log.exception("The follower of %s stumbled; it goes on", self._database.name)
+                self._stop.wait(_RENEW_EVERY_S)
+        with suppress(PyMongoError):
+            self._database["_sddb.leases"].delete_one({"_id": "follower", "owner": self._owner})
+
+    def _refused(self, error: OperationFailure) -> None:
+        """Begin anew where the stored place is what MongoDB can't make sense of; wait where it is something else."""
+        resumed = self._database["_sddb.follow"].find_one({"_id": "outputs", "token": {"$exists": True}})
+        if error.code == _NO_STREAMS:
+            log.warning("MongoDB is no replica set: writes of other programs start no jobs in %s.", self._database.name)
+            self._stop.wait()
+        elif resumed and not is_passing(error):
+            self._look_at_everything()
+        elif error.code in _UNRESUMABLE:
+            self._look_at_everything()
+            self._stop.wait(_PAUSE_S)
+        else:
+            log.warning("The changes of %s can't be followed: %s", self._database.name, error)
+            self._stop.wait(_RENEW_EVERY_S)
+
+    def _lease(self) -> bool:
+        """Take or keep the lease; False where another follower has it."""
+        leases = self._database["_sddb.leases"]
+        with suppress(DuplicateKeyError):
+            leases.insert_one({"_id": "follower", "owner": None, "until": None})
+        free = {"$or": [{"owner": self._owner}, {"$expr": {"$lt": ["$until", "$$NOW"]}}]}
+        until = {"owner": self._owner, "until": {"$add": ["$$NOW", LEASE_MS]}}
+        self._renewed = time.monotonic()
+        return leases.update_one({"_id": "follower", **free}, [{"$set": until}]).matched_count == 1
+
+    # --- the stream ----------------------------------------------------------------------------------------------
+
+    def _follow(self) -> None:
+        self._noted.clear()  # what was noted and not stored comes again
+        with self._database.watch(_pipeline(), max_await_time_ms=200, batch_size=_MANY, **self._start()) as stream:
+            while not self._stop.is_set() and stream.alive:
+                event = stream.try_next()
+                if event is not None:
+                    self._note(event)
+                if (event is None or self._count() >= _MANY) and self._act() and stream.resume_token:
+                    self._save(dict(stream.resume_token))
+                if time.monotonic() - self._renewed > _RENEW_EVERY_S and not self._lease():
+                    return
+        if not self._stop.is_set():  # the database was dropped: its stream can't be resumed, and there is nothing left
+            self._database["_sddb.follow"].delete_one({"_id": "outputs"})
+            self._stop.wait(_PAUSE_S)
+
+    def _start(self) -> dict[str, Any]:
+        """Return where to begin: where the last follower was, else when the first watcher was registered."""
+        if place := self._database["_sddb.follow"].find_one({"_id": "outputs"}):
+            return {"resume_after": place["token"]} if "token" in place else {"start_at_operation_time": place["time"]}
+        created = [watcher.created for watcher in self._watchers()]
+        return {"start_at_operation_time": Timestamp(int(min(created).timestamp()), 1)} if created else {}
+
+    def _save(self, token: dict[str, Any]) -> None:
+        if time.monotonic() - self._saved > _SAVE_EVERY_S:
+            self._saved = time.monotonic()
+            self._database["_sddb.follow"].replace_one({"_id": "outputs"}, {"token": token}, upsert=True)
+
+    def _note(self, event: dict[str, Any]) -> None:
+        collection = event["ns"].get("coll", "")
+        if collection.startswith("_sddb."):
+            return
+        if not self._noted:
+            self._since = time.monotonic()
+        paths = set(event["paths"]) if event["operationType"] == "update" else None
+        self._noted.setdefault(collection, []).append((event["documentKey"]["_id"], paths))
+
+    def _count(self) -> int:
+        return sum(map(len, self._noted.values()))
+
+    # --- what follows --------------------------------------------------------------------------------------------
+
+    def _watchers(self) -> Sequence[Component]:
+        return self._loader.store.current("watcher")
+
+    def _act(self) -> bool:
+        """Record jobs for what was noted; False when something is kept back."""
+        for collection in list(self._noted):
+            if time.monotonic() - self._since < _PATIENCE_S and self._busy(collection):
+                continue
+            noted = self._noted.pop(collection)
+            paths = [changed for _, changed in noted]
+            changed = None if None in paths else set().union(*(p for p in paths if p is not None))
+            watchers = [Watcher.from_component(found) for found in self._watchers() if found.collection == collection]
+            self._plan(collection, plan(watchers, changed), [id for id, _ in noted])
+        return not self._noted
+
+    def _busy(self, collection: str) -> bool:
+        active = {"state": {"$in": list(ACTIVE_STATES)}, "collection": collection}
+        return self._database[COLLECTION].find_one(active, {"_id": 1}) is not None
+
+    def _plan(self, collection: str, planned: Sequence[tuple[Watcher, tuple[str, ...]]], ids: list[Any]) -> None:
+        stale = [id for part in partition_all(_MANY, ids) for id in self._stale(planned, list(part))]
+        if not stale:
+            return
+        work = self._store.create_batch(stale)
+        new: dict[str, NewJob] = {}
+        for watcher, before in planned:
+            parents = tuple(new[name].id for name in before)
+            new[watcher.id] = NewJob("outputs", watcher.id, collection, watcher.id, work, len(stale), parents)
+        self._store.create(list(new.values()))
+        self._on_jobs(self._database.name)
+
+    def _stale(self, planned: Sequence[tuple[Watcher, tuple[str, ...]]], ids: list[Any]) -> Iterator[Any]:
+        """Yield those of which an output is not current."""
+        left = ids
+        for watcher, _ in planned:
+            with suppress(NotFoundError):  # its model was deleted
+                tasks, drops, _ = Refresh(self._database, self._loader, watcher).look(left)
+                found = [*(task.id for task in tasks), *(id for id, _ in drops)]
+                yield from found
+                left = [id for id in left if id not in found]
+
+    def _look_at_everything(self) -> None:
+        """Record jobs over all documents, also those that have an output and should have none, and begin anew."""
+        log.warning("The changes of %s since the last time are no longer known: all is looked at.", self._database.name)
+        now = self._database.client.admin.command("hello")["operationTime"]
+        for collection in {found.collection for found in self._watchers()}:
+            mine = [Watcher.from_component(found) for found in self._watchers() if found.collection == collection]
+            new: dict[str, NewJob] = {}
+            for watcher, before in plan(mine):
+                concerned = {"$or": [dict(watcher.filter), {watcher.token_path: {"$exists": True}}]}
+                text = json_util.dumps(concerned, json_options=json_util.CANONICAL_JSON_OPTIONS)
+                total = self._database[collection].estimated_document_count()
+                parents = tuple(new[name].id for name in before)
+                new[watcher.id] = NewJob(
+                    "outputs", watcher.id, collection, watcher.id, {"filter": text}, total, parents
+                )
+            self._store.create(list(new.values()))
+        self._database["_sddb.follow"].replace_one({"_id": "outputs"}, {"time": now}, upsert=True)
+        self._on_jobs(self._database.name)
+
+
+def _pipeline() -> list[dict[str, Any]]:
+    """Ask for identifiers and paths only (a change may be as large as a document), and not for our own fields."""
+    names = {"$map": {"input": {"$objectToArray": "$updateDescription.updatedFields"}, "in": "$$this.k"}}
+    cut = {"$map": {"input": {"$ifNull": ["$updateDescription.truncatedArrays", []]}, "in": "$$this.field"}}
+    paths = {"$concatArrays": [names, "$updateDescription.removedFields", cut]}
+    private = {"$regexMatch": {"input": "$$this", "regex": _PRIVATE}}
+    theirs = {"$filter": {"input": {"$ifNull": [paths, []]}, "cond": {"$not": private}}}
+    return [
+        {"$match": {"operationType": {"$in": ["insert", "update", "replace"]}}},
+        {"$project": {"operationType": 1, "ns": 1, "documentKey": 1, "paths": theirs}},
+        {"$match": {"$or": [{"operationType": {"$ne": "update"}}, {"paths": {"$ne": []}}]}},
+    ]

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from job_world import GOOD, Oracle, ThreadPool, World, until
+from pymongo import MongoClient
+
+from superduper_nb.jobs.dispatcher import Dispatcher
+from superduper_nb.jobs.follower import Follower
+
+pytestmark = pytest.mark.usefixtures("worker_here")
+
+Start = Callable[..., Dispatcher]
+
+
+def double(x: Any) -> Any:
+    return x * 2
+
+
+@pytest.fixture
+def follow(mongo_uri: str, dispatch: Start) -> Iterator[Callable[[], Follower]]:
+    """Start a dispatcher, and followers that tell it of their jobs."""
+    dispatcher = dispatch(ThreadPool())
+    clients, followers = [], []
+
+    def start() -> Follower:
+        client: MongoClient[dict[str, Any]] = MongoClient(mongo_uri, w="majority")
+        follower = Follower(client, dispatcher.notify)
+        clients.append(client)
+        followers.append(follower)
+        follower.start()
+        return follower
+
+    yield start
+    for follower in followers:
+        follower.close()
+    for client in clients:
+        client.close()
+
+
+@pytest.fixture
+def oracle(world: World) -> Oracle:
+    world.model("m", double)
+    return Oracle(world, world.watcher("m", "x"), double)
+
+
+def test_writes_of_any_program_are_followed(world: World, oracle: Oracle, follow: Callable[[], Follower]) -> None:
+    follow()
+    world.docs.insert_many([{"_id": i, "x": i} for i in range(300)])
+    until(lambda: oracle.check(range(300)) == GOOD, 30, "outputs of the inserts")
+    world.docs.update_many({"_id": {"$lt": 100}}, {"$inc": {"x": 1}})
+    world.docs.replace_one({"_id": 200}, {"x": 7})
+    world.docs.delete_one({"_id": 201})
+    until(lambda: oracle.check(set(range(300)) - {201}) == GOOD, 30, "outputs of the updates")
+    world.docs.update_one({"_id": 5}, {"$unset": {"x": ""}})
+    until(lambda: world.docs.count_documents({"_id": 5, "_outputs.x.m": {"$exists": False}}))
+
+
+def test_our_own_writes_are_not_planned_twice(world: World, oracle: Oracle, follow: Callable[[], Follower]) -> None:
+    follow()
+    jobs = [world.insert([{"_id": i, "x": i}])["m/x"] for i in range(20)]
+    for job in jobs:
+        world.ended(job)
+    world.docs.insert_one({"_id": 99, "x": 99})  # behind them in the stream
+    until(lambda: oracle.check([*range(20), 99]) == GOOD, 30)
+    assert world.database["_sddb.jobs"].count_documents({"kind": "outputs"}) == 21
+
+
+def test_what_happened_while_nobody_followed_is_caught_up(
+    world: World, oracle: Oracle, follow: Callable[[], Follower]
+) -> None:
+    first = follow()
+    world.docs.insert_one({"_id": 1, "x": 1})
+    until(lambda: oracle.check([1]) == GOOD, 30)
+    until(lambda: world.database["_sddb.follow"].find_one())
+    first.close()
+    world.docs.insert_many([{"_id": i, "x": i} for i in range(2, 50)])
+    world.docs.update_one({"_id": 1}, {"$set": {"x": 9}})
+    follow()
+    until(lambda: oracle.check(range(1, 50)) == GOOD, 30)
+
+
+def test_where_the_place_is_lost_everything_is_looked_at(
+    world: World, oracle: Oracle, follow: Callable[[], Follower]
+) -> None:
+    world.docs.insert_many([{"_id": i, "x": i} for i in range(50)])
+    lost = {"_data": "8263" + "00" * 20}
+    world.database["_sddb.follow"].insert_one({"_id": "outputs", "token": lost})
+    follow()
+    until(lambda: oracle.check(range(50)) == GOOD, 30)
+    world.docs.insert_one({"_id": 50, "x": 50})  # and it follows again
+    until(lambda: oracle.check(range(51)) == GOOD, 30)
+
+
+def test_one_follower_at_a_time(world: World, oracle: Oracle, follow: Callable[[], Follower]) -> None:
+    follow()
+    follow()
+    world.docs.insert_many([{"_id": i, "x": i} for i in range(30)])
+    until(lambda: oracle.check(range(30)) == GOOD, 30)
+    assert world.database["_sddb.leases"].count_documents({}) == 1
+    assert world.database["_sddb.jobs"].count_documents({"kind": "outputs"}) <= 2
