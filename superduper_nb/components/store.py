@@ -41,6 +41,9 @@ COLLECTION: Final = "_sddb.components"
 _STAMP: Final = {"_id": "stamp", "kind": "stamp", "collection": "", "id": "", "version": 0}
 """The record whose ``n`` counts what was registered and deleted, so that others notice by reading one document."""
 
+_DELETED: Final = "deleted "
+"""What stands before the kind in the records that remember the last version of what was deleted."""
+
 _IDENTIFIER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 
 
@@ -152,7 +155,7 @@ class ComponentStore:
                 "kind": kind,
                 "collection": collection,
                 "id": id,
-                "version": current.version + 1 if current else 1,
+                "version": 1 + (current.version if current else self._last(kind, collection, id)),
             }
             record = {
                 **identity,
@@ -167,6 +170,11 @@ class ComponentStore:
                 continue  # another session registered that version number first: take the next
             self._count()
             return Component.from_record(record), True
+
+    def _last(self, kind: Kind, collection: str, id: str) -> int:
+        """Return the newest version of what was deleted under this name; 0 where nothing was."""
+        gone = self._records.find_one({"kind": _DELETED + kind, "collection": collection, "id": id})
+        return gone["version"] if gone else 0
 
     def _count(self) -> None:
         self._records.update_one(_STAMP, {"$inc": {"n": 1}}, upsert=True)
@@ -223,6 +231,10 @@ class ComponentStore:
         """Remove every version, and the artifacts that nothing else points to."""
         query = {"kind": kind, "collection": collection, "id": id}
         digests = self._records.distinct("artifact.sha256", query)
+        if newest := self.find(kind, id, collection=collection):
+            # A version number never comes back with other content: outputs in documents carry it.
+            last = {"$max": {"version": newest.version}}
+            self._records.update_one({**query, "kind": _DELETED + kind}, last, upsert=True)
         self._records.delete_many(query)
         self._count()
         for digest in digests:

@@ -149,8 +149,15 @@ class _Database:
 
     def _follow(self) -> None:
         self._noted.clear()  # what was noted and not stored comes again
-        with self._database.watch(_pipeline(), max_await_time_ms=200, batch_size=_MANY, **self._start()) as stream:
+        collections, looked = self._collections(), time.monotonic()
+        pipeline = _pipeline(sorted(collections))
+        with self._database.watch(pipeline, max_await_time_ms=200, batch_size=_MANY, **self._start()) as stream:
             while not self._stop.is_set() and stream.alive:
+                if time.monotonic() - looked > _LOOK_FOR_DATABASES_S:
+                    looked = time.monotonic()
+                    if self._collections() != collections:
+                        self._go_back()
+                        return
                 event = stream.try_next()
                 if event is not None:
                     self._note(event)
@@ -161,6 +168,16 @@ class _Database:
         if not self._stop.is_set():  # the database was dropped: its stream can't be resumed, and there is nothing left
             self._database["_sddb.follow"].delete_one({"_id": "outputs"})
             self._stop.wait(_PAUSE_S)
+
+    def _collections(self) -> set[str]:
+        return {watcher.collection for watcher in self._watchers()}
+
+    def _go_back(self) -> None:
+        """Begin anew, with another set of collections, at the time when the newest watcher was registered."""
+        created = [watcher.created for watcher in self._watchers()]
+        if created and self._act():
+            since = Timestamp(int(max(created).timestamp()), 1)
+            self._database["_sddb.follow"].replace_one({"_id": "outputs"}, {"time": since}, upsert=True)
 
     def _start(self) -> dict[str, Any]:
         """Return where to begin: where the last follower was, else when the first watcher was registered."""
@@ -175,9 +192,7 @@ class _Database:
             self._database["_sddb.follow"].replace_one({"_id": "outputs"}, {"token": token}, upsert=True)
 
     def _note(self, event: dict[str, Any]) -> None:
-        collection = event["ns"].get("coll", "")
-        if collection.startswith("_sddb."):
-            return
+        collection = event["ns"]["coll"]
         if not self._noted:
             self._since = time.monotonic()
         paths = set(event["paths"]) if event["operationType"] == "update" else None
@@ -249,7 +264,7 @@ class _Database:
         self._on_jobs(self._database.name)
 
 
-def _pipeline() -> list[dict[str, Any]]:
+def _pipeline(collections: list[str]) -> list[dict[str, Any]]:
     """Ask for identifiers and paths only (a change may be as large as a document), and not for our own fields."""
     names = {"$map": {"input": {"$objectToArray": "$updateDescription.updatedFields"}, "in": "$$this.k"}}
     cut = {"$map": {"input": {"$ifNull": ["$updateDescription.truncatedArrays", []]}, "in": "$$this.field"}}
@@ -257,7 +272,7 @@ def _pipeline() -> list[dict[str, Any]]:
     private = {"$regexMatch": {"input": "$$this", "regex": _PRIVATE}}
     theirs = {"$filter": {"input": {"$ifNull": [paths, []]}, "cond": {"$not": private}}}
     return [
-        {"$match": {"operationType": {"$in": ["insert", "update", "replace"]}}},
+        {"$match": {"ns.coll": {"$in": collections}, "operationType": {"$in": ["insert", "update", "replace"]}}},
         {"$project": {"operationType": 1, "ns": 1, "documentKey": 1, "paths": theirs}},
         {"$match": {"$or": [{"operationType": {"$ne": "update"}}, {"paths": {"$ne": []}}]}},
     ]

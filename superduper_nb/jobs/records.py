@@ -366,12 +366,17 @@ class JobStore:
         self._jobs.update_many(running, [{"$set": {"lease": {"$subtract": ["$$NOW", 1]}, "owner": None}}])
 
     def forget_chunks(self, record: dict[str, Any]) -> None:
-        """Delete the chunks of a job that succeeded, unless they are another's work too, or a retry may need them."""
+        """Delete the chunks of an ended job, unless they are another's work too; a retry's go when the job does."""
         if (batch := record["work"].get("batch")) is None:
             return
-        needed = {"work.batch": batch, "$or": [{"state": {"$ne": "succeeded"}}, {"failures.count": {"$gt": 0}}]}
-        if self._jobs.find_one(needed, {"_id": 1}) is None:
-            self._jobs.delete_many({"_id": {"$gte": f"{batch}:", "$lt": f"{batch};"}})
+        others = {"work.batch": batch, "state": {"$in": list(ACTIVE_STATES)}}
+        retry = {"work.batch": batch, "$or": [{"state": {"$ne": "succeeded"}}, {"failures.count": {"$gt": 0}}]}
+        if self._jobs.find_one(others, {"_id": 1}):
+            return
+        if self._jobs.find_one(retry, {"_id": 1}):
+            self._jobs.update_many(_chunks(batch), [{"$set": {"finished": "$$NOW"}}])
+        else:
+            self._jobs.delete_many(_chunks(batch))
 
     def log(self, id: str, lines: Sequence[dict[str, Any]]) -> None:
         """Append ``{"time", "text", "stream"}`` lines to what a job printed; the first ten thousand are kept."""
@@ -402,6 +407,7 @@ class JobStore:
         query = {"_id": id, "state": {"$in": [*ACTIVE_STATES, "blocked"]}}
         if self._jobs.update_one(query, [{"$set": change}]).modified_count:
             self._block(id)
+            self.forget_chunks(self.get(id))
         return self.get(id)
 
     def retry(self, id: str) -> dict[str, Any]:
@@ -415,6 +421,8 @@ class JobStore:
     def _queue_again(self, id: str) -> None:
         fresh = {name: value for name, value in _FRESH.items() if name != "progress"}
         fresh |= {f"progress.{name}": value for name, value in _FRESH["progress"].items()}
+        if batch := self.get(id)["work"].get("batch"):
+            self._jobs.update_many(_chunks(batch), {"$unset": {"finished": ""}})
         self._jobs.update_one({"_id": id}, {"$set": {**fresh, "retry_failed": True}})
         # Children that ran did so without the documents that failed here.
         for child in self._jobs.find({"parents": id, "state": {"$in": ["blocked", "succeeded"]}}, {"_id": 1}):
@@ -431,6 +439,10 @@ def _held(job: NewJob) -> UpdateOne:
     hold = {"hold": {"$add": ["$$NOW", LEASE_MS]}}
     record = {"$replaceWith": {"$mergeObjects": [{"$literal": job.record()}, hold]}}
     return UpdateOne({"_id": job.id}, [record], upsert=True)  # an upsert, for the server's clock
+
+
+def _chunks(batch: str) -> dict[str, Any]:
+    return {"_id": {"$gte": f"{batch}:", "$lt": f"{batch};"}}
 
 
 def _chunk_id(batch: str, n: int) -> str:

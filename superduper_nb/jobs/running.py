@@ -183,8 +183,7 @@ class RunningJob:
             error = error_record(error)
         if not self.store.finish(self.id, self.owner, "failed" if error else "succeeded", error):
             return False
-        if not error and not self._failed:
-            self.store.forget_chunks(self.record)
+        self.store.forget_chunks(self.record)
         return True
 
 

@@ -22,7 +22,7 @@ from superduper_nb.models.loading import Loader
 from superduper_nb.search.index import Hits, VectorIndex
 from superduper_nb.search.live import LiveIndex
 from superduper_nb.search.measures import BUILTIN, Floats, Measure, check_query
-from superduper_nb.search.plan import Matching, planned
+from superduper_nb.search.plan import Hints, Matching, planned
 from superduper_nb.search.shelf import Shelf
 from superduper_nb.search.values import SearchReply, SearchRequest
 
@@ -57,6 +57,7 @@ class SearchEngine:
         self._lock = threading.Lock()
         self._known: dict[str, Loader] = {}
         self._shelf = Shelf()
+        self._hints = Hints()
         self._counted: dict[tuple[str, str, str], tuple[Timestamp | None, float, int]] = {}
 
     # --- the service ---------------------------------------------------------------------------------------------
@@ -83,7 +84,7 @@ class SearchEngine:
         live.wait(request.after, _LOAD_TIMEOUT_S)
         index = live.index
         query = self._query_vector(request, component, live.version, index)
-        plan = planned(index, matching, query, request.n, exact=request.exact)
+        plan = planned(index, matching, query, request.n, exact=request.exact, hints=self._hints)
         hits = _above(plan.hits, request.min_score)
         return SearchReply(
             ids=hits.ids,

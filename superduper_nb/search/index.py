@@ -24,6 +24,8 @@ _GATHER_SHARE: Final = 0.25
 
 _SCAN_FROM: Final = 4_000_000
 """Numbers (rows x dimension) from which a scan of codes is worth it: below, the exact one takes a millisecond."""
+_SCAN_GAIN: Final = 32
+"""One candidate of a scan costs about as much as so many rows of the exact way."""
 _TAIL: Final = 2048
 """Rows behind the last segment that are scanned exactly, before a segment is made of them."""
 _SEGMENT: Final = 131_072
@@ -151,7 +153,7 @@ class VectorIndex:
         if rows is None:
             return 0
         codes = rows.coded * rows.vectors.shape[1] // 2
-        return rows.vectors.nbytes + rows.norms.nbytes + rows.alive.nbytes + codes
+        return int(rows.vectors.nbytes + rows.norms.nbytes + rows.alive.nbytes + codes)
 
     # --- change ------------------------------------------------------------------------------------------------
 
@@ -321,7 +323,7 @@ class VectorIndex:
             return None
         depth = view.depth + 3 * max(0, n - CALIBRATED_N)
         coded = view.segments[-1].stop
-        if depth * len(view.segments) * 8 > coded:
+        if depth * len(view.segments) * _SCAN_GAIN > coded:
             return None
         near = np.concatenate([segment.search(query, depth) for segment in view.segments])
         if view.alive is not None:
@@ -351,10 +353,18 @@ class VectorIndex:
             best = np.flatnonzero(scores >= np.partition(scores, len(scores) - n)[len(scores) - n])
             slots, scores, distances = slots[best], scores[best], None if distances is None else distances[best]
         ids = [rows.ids[slot] for slot in slots.tolist()]
-        values = scores.tolist()
-        order = sorted(range(len(ids)), key=lambda i: (-values[i], sort_key(ids[i])))[:n]
+        order = _order(scores, ids)[:n]
         kept = None if distances is None else distances[order]
         return Hits([ids[i] for i in order], scores[order], kept, kind, candidates)
+
+
+def _order(scores: Floats, ids: list[Any]) -> list[int]:
+    """Return the positions, best first, ties by identifier."""
+    order = np.argsort(-scores, kind="stable")
+    if (scores[order[1:]] != scores[order[:-1]]).all():
+        return list(order.tolist())
+    values = scores.tolist()
+    return sorted(range(len(ids)), key=lambda i: (-values[i], sort_key(ids[i])))
 
 
 def _candidates(scores: Floats, error: Floats | float, n: int) -> Slots:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
+import bson
 from bson.errors import BSONError
 from pymongo.collection import Collection
 from pymongo.errors import DocumentTooLarge, ExecutionTimeout, InvalidOperation, OperationFailure
@@ -17,11 +18,12 @@ from superduper_nb.search.ids import id_key
 from superduper_nb.search.index import Hits, VectorIndex
 from superduper_nb.search.measures import Floats
 
-__all__ = ["Matching", "Plan", "check_filter", "planned"]
+__all__ = ["Hints", "Matching", "Plan", "check_filter", "planned"]
 
 _TIMEOUT_MS: Final = 30_000
 _FIRST_PROBE: Final = 64
 _LAST_PROBE: Final = 2048
+_HINTS: Final = 256
 _MAX_DEPTH: Final = 100
 _CODE: Final = ("$where", "$function", "$accumulator")
 _BAD_FILTER: Final = frozenset({2, 9, 14, 51, 72})
@@ -65,6 +67,8 @@ class Matching:
     def __init__(self, collection: Collection[dict[str, Any]], filter: Mapping[str, Any]) -> None:
         check_filter(filter)
         self._collection, self._filter = collection, dict(filter)
+        with _said():
+            self.key = bson.encode(self._filter, codec_options=collection.codec_options)
 
     def of(self, ids: Sequence[Any]) -> set[Any]:
         """Return the keys of those of these that match."""
@@ -101,7 +105,28 @@ def _said() -> Iterator[None]:
         raise InvalidInputError(f"The filter can't be sent to MongoDB: {error}") from None
 
 
-def planned(index: VectorIndex, matching: Matching | None, query: Floats, n: int, *, exact: bool) -> Plan:
+class Hints:
+    """How many documents passed each filter the last time: where to begin.
+
+    A wrong hint costs time, never completeness.
+    """
+
+    def __init__(self) -> None:
+        self._shares: dict[bytes, float] = {}
+
+    def get(self, filter: bytes) -> float | None:
+        """Return the share of documents that passed, where it is known."""
+        return self._shares.get(filter)
+
+    def put(self, filter: bytes, share: float) -> None:
+        """Remember it, and forget the oldest of many."""
+        self._shares.pop(filter, None)
+        self._shares[filter] = share
+        if len(self._shares) > _HINTS:
+            self._shares.pop(next(iter(self._shares), b""), None)
+
+
+def planned(index: VectorIndex, matching: Matching | None, query: Floats, n: int, *, exact: bool, hints: Hints) -> Plan:
     """Search; under a filter, take the cheaper of two complete ways.
 
     Where many documents match, the best candidates are tested against the filter until `n` have passed: they are in
@@ -110,24 +135,32 @@ def planned(index: VectorIndex, matching: Matching | None, query: Floats, n: int
     if matching is None:
         hits = index.search(query, n, exact=exact)
         return Plan(hits, hits.kind, hits.candidates)
-    if not exact and (plan := _probed(index, matching, query, n)) is not None:
+    if not exact and (plan := _probed(index, matching, query, n, hints)) is not None:
         return plan
     among = matching.all()
+    hints.put(matching.key, len(among) / max(1, len(index)))
     return Plan(index.search(query, n, among=among), "filter, then exact", len(among))
 
 
-def _probed(index: VectorIndex, matching: Matching, query: Floats, n: int) -> Plan | None:
-    probe = max(_FIRST_PROBE, 4 * n)
+def _probed(index: VectorIndex, matching: Matching, query: Floats, n: int, hints: Hints) -> Plan | None:
+    share = hints.get(matching.key)
+    probe = max(_FIRST_PROBE, 4 * n) if share is None else _needed(n, share)
     while probe <= _LAST_PROBE and probe < len(index):
         candidates = index.search(query, probe)
         passed = matching.of(candidates.ids)
+        hints.put(matching.key, len(passed) / probe)
         if len(passed) >= n:
             return Plan(_only(candidates, passed, n), f"{candidates.kind}, then filter", probe)
-        wanted = 2 * n * probe // max(1, len(passed))
-        if not passed or wanted <= probe:
+        if probe == _LAST_PROBE:
             return None
-        probe = wanted
+        # None passed of the first few: they may stand for many or for none, so one long look decides.
+        probe = max(2 * probe, _needed(n, len(passed) / probe) if passed else _LAST_PROBE)
     return None
+
+
+def _needed(n: int, share: float) -> int:
+    """Return how many candidates to test, so that `n` pass very likely."""
+    return max(_FIRST_PROBE, int((1.5 * n + 8) / share)) if share > 0 else _LAST_PROBE + 1
 
 
 def _only(hits: Hits, passed: set[Any], n: int) -> Hits:

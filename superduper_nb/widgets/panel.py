@@ -54,6 +54,7 @@ class Panel:
         self._button = widgets.Button(layout=beside)
         self._button.on_click(self._clicked)
         self._box = widgets.VBox([self._html, self._button])
+        _heard_while_busy(self._button)
 
     @property
     def problem(self) -> str:
@@ -73,6 +74,7 @@ class Panel:
             self._button.description, _, self._button.tooltip = _LABELS[action]
         self._button.disabled = False
         self._button.layout.display = None if action else "none"
+        _heard_while_busy(self._button)
 
     def bundle(self) -> dict[str, Any]:
         """Return the view as a mime bundle."""
@@ -96,3 +98,12 @@ class Panel:
             log.warning("the %s button failed", action, exc_info=True)
             self._problem = shorten(f"{action} failed: {type(error).__name__}: {error}", 300)
             self._button.disabled, self._button.description = False, _LABELS[action][0]
+
+
+def _heard_while_busy(button: Any) -> None:
+    """Let clicks arrive by the subshell that JupyterLab sends them to.
+
+    ipykernel 7.4 notes on a comm the shell that last sent something by it, and hands all answers to that one: here the
+    main shell, which is busy as long as a cell waits for the job. Without the note the sender's choice counts again.
+    """
+    getattr(button.comm, "__dict__", {}).pop("_reply_subshell_id", None)

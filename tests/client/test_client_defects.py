@@ -13,7 +13,7 @@ from bson.codec_options import CodecOptions, TypeRegistry
 from bson.raw_bson import RawBSONDocument
 from bson.son import SON
 from client_models import length, outputs, words
-from pymongo import monitoring
+from pymongo import ReplaceOne, UpdateOne, monitoring
 from pymongo.errors import DocumentTooLarge
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
@@ -219,6 +219,18 @@ def test_nothing_registered_means_nothing_but_pymongos_commands(
     documents.delete_many({})
     assert [name for name in commands if "sasl" not in name] == ["insert", "update", "find", "find", "delete"]
     assert database.list_collection_names() == ["plain"]
+
+
+def test_a_bulk_write_by_id_looks_once_for_all(
+    docs: sd.Collection[Any], listened: sd.Client[Any], commands: list[str], stored: Any
+) -> None:
+    docs.insert_many([{"_id": i, "text": "abc"} for i in range(50)])
+    same = listened[docs.database.name]["docs"]
+    half: list[Any] = [UpdateOne({"_id": i}, {"$set": {"text": "x" * i}}) for i in range(25)]
+    rest: list[Any] = [ReplaceOne({"_id": i}, {"text": "x" * i}) for i in range(25, 50)]
+    same.bulk_write(half + rest).jobs.wait()
+    assert commands.count("find") == 1
+    assert outputs(stored) == {i: i for i in range(50)}
 
 
 def test_a_dropped_database_is_plain_again(docs: sd.Collection[Any], client: sd.Client[Any], database: Any) -> None:

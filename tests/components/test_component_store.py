@@ -155,6 +155,19 @@ def test_deletion_takes_only_bytes_that_nothing_else_uses(store: ComponentStore,
     assert stored(database) == database["_sddb.fs.chunks"].count_documents({}) == 0
 
 
+def test_a_version_number_never_comes_back_with_other_content(store: ComponentStore) -> None:
+    store.put("model", "m", {"n": 1})
+    store.put("model", "m", {"n": 2})
+    store.put("measure", "m", {"n": 2})
+    store.delete("model", "m")
+    store.delete("measure", "m")
+    assert store.versions("model", "m") == []
+    assert store.put("model", "m", {"n": 3})[0].version == 3
+    assert store.put("measure", "m", {"n": 3})[0].version == 2
+    store.delete("model", "m")
+    assert store.put("model", "m", {"n": 3})[0].version == 4
+
+
 def test_pieces_of_uploads_that_never_ended_are_collected_after_a_day(store: ComponentStore, database: Mongo) -> None:
     chunks = database["_sddb.fs.chunks"]
     old, young = (ObjectId.from_datetime(datetime.now(UTC) - timedelta(hours=h)) for h in (30, 1))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import textwrap
 import threading
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,8 @@ OBJECTS = {
     "function": "def obj(x):\n    import math\n    return math.sqrt(x) + 1",
     "lambda": "obj = lambda x: [y for y in range(x) if y % 2]",
     "closure": "def make(n):\n    def inner(x):\n        return x * n\n    return inner\nobj = make(3)",
-    "globals": "import numpy as np\nSCALE = 4\ndef helper(x):\n    return np.sum(x) * SCALE\ndef obj(x):\n    return helper(x)",
+    "globals": "import numpy as np\nSCALE = 4\ndef helper(x):\n    return np.sum(x) * SCALE\n"
+    "def obj(x):\n    return helper(x)",
     "defaults": "def obj(x, *, k=(1, 2), table={'a': 1, 'b': [2]}):\n    '''Doc.'''\n    return x, k, table",
     "class": "class Model:\n    size = 3\n    def __init__(self):\n        self.w = [1, 2]\n"
     "    def __call__(self, x):\n        return super().__repr__() and x * self.size\nobj = Model()",
@@ -32,8 +32,10 @@ OBJECTS = {
     "numpy": "import numpy as np\nclass M:\n    def __init__(self):\n        self.w = np.arange(5.0)\n"
     "    def __call__(self, x):\n        return x + self.w\nobj = M()",
     "torch": "import torch\nclass Net(torch.nn.Module):\n    def __init__(self):\n        super().__init__()\n"
-    "        torch.manual_seed(0)\n        self.l = torch.nn.Linear(3, 2)\n        self.register_buffer('b', torch.ones(2))\n"
-    "    def preprocess(self, x):\n        return torch.tensor(x)\n    def forward(self, x):\n        return self.l(x) + self.b\n"
+    "        torch.manual_seed(0)\n        self.l = torch.nn.Linear(3, 2)\n"
+    "        self.register_buffer('b', torch.ones(2))\n"
+    "    def preprocess(self, x):\n        return torch.tensor(x)\n"
+    "    def forward(self, x):\n        return self.l(x) + self.b\n"
     "obj = Net()",
     "sklearn": "from sklearn.linear_model import LinearRegression\n"
     "obj = LinearRegression().fit([[0.0], [1.0], [2.0]], [0.0, 1.0, 2.0])",
@@ -201,5 +203,5 @@ def test_a_missing_import_is_said_when_it_is_loaded(
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=here, check=False)
     assert done.stdout.strip() == "1", done.stderr
     store = ComponentStore(database)
-    with pytest.raises(ModelError, match="models/m does not load here: ModuleNotFoundError.*only_there"):
+    with pytest.raises(ModelError, match=r"models/m does not load here: ModuleNotFoundError.*only_there"):
         store.load(store.get("model", "m"))

@@ -50,7 +50,8 @@ class Rig:
             self.pool._process.kill()
 
     def kill_mongod(self) -> None:
-        os.kill(self.mongod.status()["pid"], signal.SIGKILL)
+        pid = until(lambda: self.mongod.status()["pid"], 30, "a mongod to kill")
+        os.kill(pid, signal.SIGKILL)
 
     def lose_dispatcher(self) -> None:
         """Let it vanish without a word, as when its server is killed: its leases have to lapse."""

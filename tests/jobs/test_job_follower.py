@@ -9,6 +9,7 @@ from pymongo import MongoClient
 
 from superduper_nb.jobs.dispatcher import Dispatcher
 from superduper_nb.jobs.follower import Follower
+from superduper_nb.jobs.watchers import Watcher
 
 pytestmark = pytest.mark.usefixtures("worker_here")
 
@@ -101,3 +102,15 @@ def test_one_follower_at_a_time(world: World, oracle: Oracle, follow: Callable[[
     until(lambda: oracle.check(range(30)) == GOOD, 30)
     assert world.database["_sddb.leases"].count_documents({}) == 1
     assert world.database["_sddb.jobs"].count_documents({"kind": "outputs"}) <= 2
+
+
+def test_a_collection_that_gets_its_first_watcher_is_followed_too(
+    world: World, oracle: Oracle, follow: Callable[[], Follower]
+) -> None:
+    follow()
+    world.docs.insert_one({"_id": 1, "x": 1})
+    until(lambda: oracle.check([1]) == GOOD, 30)
+    other = Watcher("other", "m", "y")
+    world.loader.store.put("watcher", other.id, other.definition(), collection="other")
+    world.database["other"].insert_one({"_id": 1, "y": 3})
+    until(lambda: world.database["other"].find_one({"_outputs.y.m": 6}), 30)

@@ -228,6 +228,19 @@ def test_chunks_go_with_the_last_job_that_needs_them(store: JobStore, database: 
     assert database["_sddb.jobs"].count_documents({"kind": "chunk"}) == 0
 
 
+def test_chunks_of_a_failed_job_are_kept_for_a_retry_and_go_with_it(store: JobStore, database: DB) -> None:
+    job = new(store.create_batch(range(2000)))
+    store.create([job])
+    store.claim(job.id, "a")
+    store.finish(job.id, "a", "failed")
+    store.forget_chunks(store.get(job.id))
+    dated = {"kind": "chunk", "finished": {"$type": "date"}}
+    assert database["_sddb.jobs"].count_documents(dated) == 2
+    store.retry(job.id)
+    assert database["_sddb.jobs"].count_documents({"kind": "chunk"}) == 2
+    assert database["_sddb.jobs"].count_documents(dated) == 0
+
+
 def test_logs_are_numbered_bounded_and_read_from_a_line_on(store: JobStore) -> None:
     id = one(store)
     line = {"time": datetime.now(UTC), "text": "hello", "stream": "stdout"}

@@ -52,6 +52,26 @@ def test_if_few_match_exactly_those_come_back(corpus: Any, measure: str, matchin
         made.check(random.standard_normal(16), n, {"n": {"$lt": matching}}, exact=True)
 
 
+def test_the_plan_learns_how_many_match_and_stays_complete_where_that_changes(corpus: Any) -> None:
+    made, random = filled(corpus, "cosine")
+    query = random.standard_normal(16)
+    seen = {}
+    for share, matching in {"most": 2500, "a tenth": 300, "few": 5, "none": 0}.items():
+        filter = {"n": {"$lt": matching}}
+        made.check(query, 10, filter)
+        seen[share] = made.check(query, 10, filter).strategy
+    assert seen == {
+        "most": "exact, then filter",
+        "a tenth": "exact, then filter",
+        "few": "filter, then exact",
+        "none": "filter, then exact",
+    }
+    for update in ({"$set": {"n": 4}}, {"$set": {"n": 2999}}):  # all match what few matched; then none do
+        made.docs.update_many({}, update)
+        for matching in (5, 300, 2500):
+            made.check(query, 10, {"n": {"$lt": matching}})
+
+
 def test_filters_that_agree_with_the_ranking_or_go_against_it(corpus: Any) -> None:
     made = corpus("dot")
     made.insert([[i / 3000, 1.0] for i in range(3000)])
@@ -170,7 +190,8 @@ def test_every_stored_form_of_a_vector(corpus: Any, stored: Any) -> None:
 
 
 BAD = [
-    [1.0, float("nan")], [1.0, float("inf")], [1.0], [1.0, 2.0, 3.0], [], ["a", "b"], [1e300, 1.0], [[1.0, 2.0]], {"a": 1},
+    [1.0, float("nan")], [1.0, float("inf")], [1.0], [1.0, 2.0, 3.0], [], ["a", "b"], [1e300, 1.0], [[1.0, 2.0]],
+    {"a": 1},
     Binary(b"\x27\x00abc", 9), Binary(b"", 9), Binary(b"xx", 0), {"_content": {"type": "array", "bytes": b"junk"}},
     {"_content": {"type": "image", "bytes": b"nd1"}}, {"_content": {"url": "http://x/"}}, [True, False],
 ]  # fmt: skip
