@@ -18,6 +18,7 @@ from pymongo import MongoClient
 from superduper_nb._version import __version__
 from superduper_nb.cluster.dask import DaskPool
 from superduper_nb.cluster.mongod import Mongod, connect_options, wrap_uri_errors
+from superduper_nb.components.store import ComponentStore
 from superduper_nb.config import Config
 from superduper_nb.errors import ModelError, SuperduperError
 from superduper_nb.jobs.dispatcher import Dispatcher
@@ -215,6 +216,14 @@ class LocalServices(_Engines):
             undo.callback(self._follower.close)
             self._follower.start()
             self._undo = undo.pop_all()
+
+    def describe_index(self, database: str, collection: str, id: str) -> dict[str, Any]:
+        """Say how an index is; see that it and the models that encode its queries are on their way into memory."""
+        described = super().describe_index(database, collection, id)
+        index = ComponentStore(self.client[database]).get("semantic_index", id, collection=collection)
+        for model in set(index.definition["models"]):
+            self._models.submit(database, model, [])  # its import of torch alone takes seconds
+        return described
 
     def notify(self, database: str, jobs: Collection[str]) -> None:
         """Have the dispatcher look at once."""

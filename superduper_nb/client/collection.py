@@ -168,6 +168,7 @@ class Collection(FindingCollection[_DocumentType]):
             jobs = self.create_watcher(models[0], keys[0], filter=filter)
         definition = {"models": list(models), "keys": list(keys), "measure": measure, "filter": self._checked(filter)}
         workspace.store.put("semantic_index", id, definition, collection=self.name)
+        workspace.services.describe_index(self.database.name, self.name, id)  # loaded before the first search comes
         return jobs
 
     # --- other --------------------------------------------------------------------------------------------------------

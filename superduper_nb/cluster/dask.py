@@ -162,7 +162,7 @@ class DaskPool:
         local: Future[Any] = Future()
         local.set_running_or_notify_cancel()
         local.remote = remote  # type: ignore[attr-defined]  # Dask drops a task whose future is forgotten
-        remote.add_done_callback(lambda done: _relay(done, local))  # type: ignore[no-untyped-call]
+        remote.add_done_callback(lambda done: _relay(done, local))
         return local
 
     def subscribe(self, topic: str, handler: Callable[[dict[str, Any]], None]) -> None:

@@ -179,7 +179,6 @@ class VectorIndex:
             old = [slot for slot in map(self._slots.get, keys) if slot is not None]
             rows.alive[old] = False
             self._slots.update(zip(keys, range(first, rows.count), strict=True))
-            self._tend(rows)
 
     def remove(self, ids: Sequence[Any]) -> None:
         """Take identifiers out; those that are not there are no matter."""
@@ -216,18 +215,21 @@ class VectorIndex:
 
     # --- codes -------------------------------------------------------------------------------------------------
 
+    def tend(self) -> None:
+        """Have codes made, in a thread, of rows that have none, where there are many; to be called after changes."""
+        with self._lock:
+            rows = self._rows
+            if rows is None or rows.depth is None or self._encode is None or self._builder is not None:
+                return
+            if rows.count * rows.vectors.shape[1] >= _SCAN_FROM and rows.count - rows.coded >= _TAIL:
+                self._builder = threading.Thread(target=self._build, name="vector codes", daemon=True)
+                self._builder.start()
+
     def settle(self) -> None:
-        """Wait until the codes are made."""
+        """Have the codes made that are due, and wait for them."""
+        self.tend()
         while (builder := self._builder) is not None:
             builder.join()
-
-    def _tend(self, rows: _Rows) -> None:
-        """Have codes made of the tail where it has grown long."""
-        if self._encode is None or rows.depth is None or self._builder is not None:
-            return
-        if rows.count * rows.vectors.shape[1] >= _SCAN_FROM and rows.count - rows.coded >= _TAIL:
-            self._builder = threading.Thread(target=self._build, name="vector codes", daemon=True)
-            self._builder.start()
 
     def _build(self) -> None:
         try:

@@ -276,6 +276,7 @@ class LiveIndex:
             self._put_batch(fresh, cast("bytes", batch))
             if self._stop.is_set():
                 return
+        fresh.tend()
         with self._moved:
             self.index, self._ready, self._error = fresh, True, None
             self._moved.notify_all()
@@ -288,6 +289,8 @@ class LiveIndex:
             self._read_again(part, keep_older=False)
         for part in partition_all(_BATCH, news.computed):
             self._read_again(part, keep_older=True)
+        if len(news):
+            self.index.tend()
 
     def _read_again(self, ids: Sequence[Any], *, keep_older: bool) -> None:
         """Move the index to what these documents are now.
