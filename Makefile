@@ -1,5 +1,6 @@
 # make demo   run the quickstart in a real notebook server, show its result, stop everything
 # make test   lint, types, import rules and the whole test suite
+# make drills random kills while documents are written, then everything is counted (an hour; DRILL_SEED= repeats a run)
 # make lab    the quickstart, open in JupyterLab
 # All of them first make .venv, once for each state of pyproject.toml and constraints.txt.
 
@@ -7,7 +8,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN    := .venv/bin
 STAMP  := .venv/.installed-$(shell cat pyproject.toml constraints.txt | cksum | tr ' ' '-')
 
-.PHONY: demo lab test lint quick install clean
+.PHONY: demo lab test lint quick drills install clean
 
 demo: install
 	@$(BIN)/python scripts/demo.py
@@ -16,10 +17,13 @@ lab: install
 	@$(BIN)/python scripts/demo.py lab
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not drill"
 
 quick: install
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not drill"
+
+drills: install
+	DRILL_KILLS=20 $(BIN)/python -m pytest -m drill -s
 
 lint: install
 	$(BIN)/ruff check .

@@ -88,6 +88,7 @@ def end_to_end(vectors: np.ndarray, queries: np.ndarray) -> Figures:
             _insert(docs, vectors, start, start + 5000)
         yardstick = _read_ms(docs)
         begin = time.perf_counter()
+        client.services.refresh_index("bench", "docs", "near")
         docs.find(like={"x": queries[0].tolist()}).to_list()
         first = (time.perf_counter() - begin) * 1000
         held = 0
@@ -95,7 +96,7 @@ def end_to_end(vectors: np.ndarray, queries: np.ndarray) -> Figures:
             time.sleep(2)  # its codes are being made
         figures = [
             ("read all vectors with pymongo", yardstick, "yardstick"),
-            ("first search (loads the index)", first, f"{first / yardstick:.2f} of pymongo"),
+            ("load the index, first search", first, f"{first / yardstick:.2f} of pymongo"),
         ]
         plain = median_ms(lambda i: list(docs.find({"_id": {"$in": list(range(i, i + 10))}})))
         figures.append(("find 10 documents by _id", plain, "yardstick"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import select
 import signal
 import socket
@@ -38,6 +39,10 @@ STEADY_S = 5.0
 """A mongod that served for this long is restarted at once, others after a pause that doubles."""
 MAX_PAUSE_S = 3.0
 """With the start itself it stays below the 5 s for which clients wait for a server."""
+
+
+OPEN_FILES = 64_000
+"""What MongoDB's manual recommends for mongod."""
 
 
 class Keeper:
@@ -218,6 +223,15 @@ def _wake_on_signals(end: Callable[[], None]) -> socket.socket:
     return wake
 
 
+def _allow_many_files() -> None:
+    """Raise this process's limit of open files, and so mongod's: each collection and each index is a file."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(OSError, ValueError):  # macOS knows lower limits than it tells
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def main() -> None:
     """Become a daemon, and keep mongod."""
     parser = argparse.ArgumentParser(description="Keeps the embedded mongod of superduper_nb; started by its users.")
@@ -227,6 +241,7 @@ def main() -> None:
     parser.add_argument("lock", type=int, help="descriptor of the keeper's lock, held from here on")
     given = parser.parse_args()
     os.set_inheritable(given.lock, False)
+    _allow_many_files()
     if os.fork() == 0:
         Keeper(MongodFolder(given.folder), given.binary, given.cache_gb).run()
 

@@ -40,6 +40,8 @@ def command(binary: Path, folder: MongodFolder, port: int, cache_gb: float) -> l
     parameters = {
         "enableLocalhostAuthBypass": 0,  # else any user of this machine could create the first account
         "diagnosticDataCollectionEnabled": 0,
+        # Files of dropped collections stay open for so long; by default for five minutes, and mongod ends at its limit.
+        "minSnapshotHistoryWindowInSeconds": 5,
     }
     return [
         str(binary),

@@ -101,7 +101,7 @@ class Codec:
         type_ = self._type(type_id)
         try:
             data = type_.encode(value)
-        except SuperduperError:
+        except (SuperduperError, RecursionError):
             raise
         except Exception as error:
             raise EncodeError(f"Type {type_id!r} can't encode this {_name(type(value))}: {_said(error)}") from error

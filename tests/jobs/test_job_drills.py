@@ -21,7 +21,7 @@ from superduper_nb.cluster.dask import DaskPool
 from superduper_nb.cluster.mongod import Mongod, connect_options
 from superduper_nb.jobs.dispatcher import Dispatcher
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.drill, pytest.mark.timeout(3600)]
 
 KILLS = int(os.environ.get("DRILL_KILLS", "4"))
 BATCH = 200

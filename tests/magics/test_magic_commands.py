@@ -51,7 +51,8 @@ def test_what_there_is(docs: Any, sddb: Any) -> None:
     (watcher,) = sddb("watchers").value
     assert (watcher["watcher"], watcher["key"], watcher["collection"]) == ("words/text", "text", "products")
     (index,) = sddb("indexes").value
-    assert (index["index"], index["measure"], index["state"]) == ("meaning", "cosine", "not loaded")
+    assert (index["index"], index["measure"]) == ("meaning", "cosine")
+    assert index["state"] in ("loading", "ready")
     sddb("find", '{"$like": {"text": "hat"}}')
     (index,) = sddb(f"indexes --in {name}").value
     assert (index["index"], index["state"], index["size"], index["dimension"]) == ("meaning", "ready", 6, 64)

@@ -23,8 +23,9 @@ OPTIONAL = {
     "ipykernel",
     "pandas",
     "pillow",
+    "polars",
+    "pyarrow",
     "scikit-learn",
-    "turbovec",
 }
 # Part of a declared one.
 PARTS = {"pydantic-core"}

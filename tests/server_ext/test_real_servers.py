@@ -9,15 +9,18 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import psutil
 import pytest
 from jupyter_client.blocking.client import BlockingKernelClient
 
+import superduper_nb as sd
 from superduper_nb.transport import Transport
 
 T = TypeVar("T")
@@ -216,3 +219,93 @@ def test_a_mongodb_that_refuses_keeps_the_notebook_server_alive(launch: Launch) 
     assert (code, body["code"], body["message"]) == (503, "mongodb_unavailable", status["error"])
     assert server.ask("GET", "api/status")[0] == 200
     assert "s3cr3t" not in server.log.read_text() + json.dumps(status)
+
+
+def embed(text: str) -> np.ndarray:
+    """Return a vector that depends on every letter of a text."""
+    if text == "poison":
+        raise ValueError("this text is poison")
+    return np.random.default_rng(zlib.crc32(text.encode())).normal(size=16).astype(np.float32)
+
+
+@pytest.fixture
+def shop(
+    launch: Launch, mongo_uri: str, database: Any, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Running, Any]]:
+    """Return a real server, and a collection of a client that works through it, with an index and no documents."""
+    server = launch()
+    server.ready()
+    monkeypatch.setenv("SUPERDUPER_MONGODB__URI", mongo_uri)
+    with sd.connect(server.info()["url"], token=TOKEN) as client:
+        docs = client[database.name]["products"]
+        docs.create_model("embed", embed, type="vector")
+        docs.create_semantic_index("meaning", models=["embed"], keys=["text"])
+        yield server, docs
+
+
+@pytest.mark.slow
+def test_the_main_job_through_a_real_server(shop: tuple[Running, Any]) -> None:
+    """Insert, outputs by Dask workers, search and prediction: each as brute force and the model itself have it."""
+    server, docs = shop
+    rows = [{"_id": i, "text": f"text {i}", "price": i % 100} for i in range(1500)]
+    docs.insert_many(rows).jobs.wait(120)
+    stored = {row["_id"]: row["_outputs"]["text"]["embed"] for row in docs.find()}
+    assert stored.keys() == {row["_id"] for row in rows}
+    for row in rows:
+        np.testing.assert_array_equal(stored[row["_id"]], embed(row["text"]))
+    for filter in ({}, {"price": {"$lt": 50}}, {"price": 7}, {"price": -1}):
+        for word in ("text 7", "something else"):
+            hits = list(docs.find(filter, like={"text": word}, n=10))
+            expected = brute_force(rows, filter, word, 10)
+            assert [hit["_id"] for hit in hits] == [id for id, _ in expected]
+            np.testing.assert_allclose([hit["_score"] for hit in hits], [score for _, score in expected], rtol=1e-9)
+    np.testing.assert_array_equal(docs.predict("embed", "a red scarf"), embed("a red scarf"))
+    assert server.status()["components"]["jobs"]["workers"] == 1
+
+
+def brute_force(rows: list[dict[str, Any]], filter: dict[str, Any], word: str, n: int) -> list[tuple[int, float]]:
+    """Score every document that matches in float64; ties by identifier."""
+    limit = filter.get("price", {"$lt": 1000})
+    matches = [
+        row for row in rows if (row["price"] < limit["$lt"] if isinstance(limit, dict) else row["price"] == limit)
+    ]
+    query = embed(word).astype(np.float64)
+    scored = []
+    for row in matches:
+        vector = embed(row["text"]).astype(np.float64)
+        scored.append((row["_id"], float(vector @ query / np.sqrt((vector @ vector) * (query @ query)))))
+    return sorted(scored, key=lambda pair: (-pair[1], pair[0]))[:n]
+
+
+@pytest.mark.slow
+def test_bad_input_over_http_and_in_the_client_says_what_to_do(shop: tuple[Running, Any]) -> None:
+    server, docs = shop
+    name = docs.database.name
+    search = {"database": name, "collection": "products", "like": {"text": "x"}}
+
+    def post(path: str, body: Any) -> tuple[int, str, str]:
+        status, answer = server.ask("POST", f"superduper/api/v1/{path}", body)
+        assert "Traceback" not in json.dumps(answer)
+        return status, answer.get("code", ""), answer.get("message", "")
+
+    assert server.ask("POST", "superduper/api/v1/search", search)[1]["ids"] == []  # an empty collection
+    assert list(docs.find(like={"text": "x"})) == []
+    status, code, message = post("search", {**search, "collection": "other"})
+    assert (status, code) == (404, "not_found")
+    assert "create_semantic_index" in message
+    with pytest.raises(sd.SuperduperError, match="create_semantic_index"):
+        list(docs.database["other"].find(like={"text": "x"}))
+    status, code, message = post("search", {**search, "like": {"txt": "x"}})
+    assert (status, code) == (400, "invalid_input")
+    assert "'text'" in message
+    status, code, message = post(f"models/{name}/embed/predict", {"inputs": ["poison"]})
+    assert (status, code) == (422, "model")
+    assert "this text is poison" in message
+    with pytest.raises(sd.SuperduperError, match="this text is poison"):
+        docs.predict("embed", "poison")
+    jobs = docs.insert_many([{"_id": 1, "text": "poison"}, {"_id": 2, "text": "good"}]).jobs.wait(120)
+    assert jobs["embed/text"].failures == {
+        "count": 1,
+        "first": [{"_id": 1, "error": "ValueError: this text is poison"}],
+    }
+    assert [hit["_id"] for hit in docs.find(like={"text": "good"})] == [2]

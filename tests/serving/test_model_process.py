@@ -28,21 +28,25 @@ def children() -> list[int]:
     return [child.pid for child in psutil.Process().children(recursive=True)]
 
 
+def ours() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("superduper-model")]
+
+
 def gone(pid: int) -> bool:
     return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 def test_nothing_is_started_before_the_first_request_or_left_after_close(tmp_path: Path) -> None:
-    before = children(), threading.enumerate()
+    before = children(), ours()
     server = ModelServer(fakes.load, fakes.current, preload=())
-    assert (children(), threading.enumerate()) == before
+    assert (children(), ours()) == before
     assert (server.status()["state"], server.loaded()) == ("idle", [])
     server.predict("shop", "double", [1])
     assert server.status()["state"] == "running"
     assert server.status()["pid"] in children()
     server.close()
     server.close()
-    assert (children(), threading.enumerate()) == before
+    assert (children(), ours()) == before
     assert (server.status()["state"], server.loaded()) == ("closed", [])
     with pytest.raises(ServiceError, match="was closed"):
         server.predict("shop", "double", [1])
