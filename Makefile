@@ -1,6 +1,6 @@
 # make demo   run the quickstart in a real notebook server, show its result, stop everything
 # make test   lint, types, import rules and the whole test suite
-# make drills random kills while documents are written, then everything is counted (an hour; DRILL_SEED= repeats a run)
+# make drills what takes minutes: pymongo's own tests with our client, and random kills while documents are written (DRILL_SEED= repeats)
 # make lab    the quickstart, open in JupyterLab
 # All of them first make .venv, once for each state of pyproject.toml and constraints.txt.
 

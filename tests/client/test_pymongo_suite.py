@@ -24,7 +24,7 @@ from superduper_nb.cluster.mongod import find_binary
 FILES = [f"test_{name}.py" for name in ("collection", "cursor", "database", "bulk", "client", "crud_unified")]
 BUILD = Path(__file__).parents[2] / "build"
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.drill, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")
