@@ -17,10 +17,10 @@ lab: install
 	@$(BIN)/python scripts/demo.py lab
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not drill"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not drill"
 
 quick: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not drill"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not drill"
 
 drills: install
 	DRILL_KILLS=20 $(BIN)/python -m pytest -m drill -s
