@@ -23,10 +23,11 @@ from pymongo.errors import PyMongoError
 from superduper_nb.cluster.dask import PoolLostError, WorkerLostError
 from superduper_nb.errors import ServiceError
 from superduper_nb.jobs.foreground import owner_name
+from superduper_nb.jobs.kinds import work_of
 from superduper_nb.jobs.outputs import Outcome
 from superduper_nb.jobs.records import COLLECTION, JobStore
 from superduper_nb.jobs.running import Part, RunningJob
-from superduper_nb.jobs.tasks import PROGRESS, Broken, assignment, execute, is_passing, prepare
+from superduper_nb.jobs.tasks import PROGRESS, Broken, assignment, execute, is_passing
 from superduper_nb.models.loading import Loader
 
 __all__ = ["Dispatcher", "Pool"]
@@ -282,7 +283,7 @@ class Dispatcher:
     def _condemn(self, job: RunningJob, part: Part) -> None:
         why = f"it killed its worker {_ATTEMPTS} times"
         database = self._client[self._names[job.id]]
-        prepare(database, Loader(database), job.record).condemn(part.ids[0], why)
+        work_of(database, Loader(database), job.record).condemn(part.ids[0], why)
         job.count(part, Outcome(1, ({"_id": part.ids[0], "error": why},)))
         job.close(part)
 

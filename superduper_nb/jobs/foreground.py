@@ -9,9 +9,10 @@ from typing import Any
 
 from pymongo.database import Database
 
+from superduper_nb.jobs.kinds import work_of
 from superduper_nb.jobs.records import JobStore
 from superduper_nb.jobs.running import RunningJob
-from superduper_nb.jobs.tasks import prepare, run_part
+from superduper_nb.jobs.tasks import run_part
 from superduper_nb.models.loading import Loader
 
 __all__ = ["owner_name", "run_foreground"]
@@ -38,7 +39,7 @@ def run_foreground(database: Database[Any], loader: Loader, ids: Collection[str]
 def _run(job: RunningJob, database: Database[Any], loader: Loader) -> None:
     job.worker = job.owner
     try:
-        refresh = prepare(database, loader, job.record)
+        work = work_of(database, loader, job.record)
         while part := job.next_part():
             job.out.add(part)
 
@@ -46,7 +47,7 @@ def _run(job: RunningJob, database: Database[Any], loader: Loader) -> None:
                 part.partial = done
                 job.report()
 
-            outcome = run_part(refresh, job.store, job.record, part.ids, told=told)
+            outcome = run_part(work, job.store, job.record, part.ids, told=told)
             job.out.discard(part)
             job.count(part, outcome)
             job.close(part)

@@ -17,16 +17,15 @@ from pymongo import MongoClient
 from pymongo.database import Database
 from pymongo.errors import ConnectionFailure, ExecutionTimeout, OperationFailure, PyMongoError, WTimeoutError
 
-from superduper_nb.errors import InvalidInputError
 from superduper_nb.jobs.capture import Lines, capture
-from superduper_nb.jobs.outputs import Control, Outcome, Refresh
+from superduper_nb.jobs.kinds import Work, work_of
+from superduper_nb.jobs.outputs import Control, Outcome
 from superduper_nb.jobs.records import JobStore
 from superduper_nb.jobs.running import error_record
 from superduper_nb.jobs.turns import Turns
-from superduper_nb.jobs.watchers import Watcher
 from superduper_nb.models.loading import Loader
 
-__all__ = ["PROGRESS", "Broken", "assignment", "execute", "is_passing", "prepare", "run_part"]
+__all__ = ["PROGRESS", "Broken", "assignment", "execute", "is_passing", "run_part"]
 
 PROGRESS: Final = "superduper-progress"
 """The topic under which workers tell how far they are."""
@@ -116,16 +115,8 @@ def assignment(job: dict[str, Any]) -> dict[str, Any]:
     return {name: job[name] for name in names}
 
 
-def prepare(database: Database[Any], loader: Loader, job: dict[str, Any]) -> Refresh:
-    """Read what a job's parts have in common."""
-    if job["kind"] != "outputs":
-        raise InvalidInputError(f"This version knows no job of kind {job['kind']!r}. Update superduper_nb here.")
-    watcher = loader.store.get("watcher", job["component"], collection=job["collection"])
-    return Refresh(database, loader, Watcher.from_component(watcher), retry_failed=job["retry_failed"])
-
-
 def run_part(
-    refresh: Refresh,
+    work: Work,
     store: JobStore,
     job: dict[str, Any],
     ids: Sequence[Any],
@@ -135,14 +126,14 @@ def run_part(
 ) -> Outcome:
     """Do a part of a job's work."""
     with _Minder(store, job, told, worker=worker) as minder, capture(minder.lines, tee=not worker):
-        return refresh.run(ids, minder)
+        return work.run(ids, minder)
 
 
 def execute(database: str, job: dict[str, Any], ids: Sequence[Any], key: str) -> Outcome | Broken:
     """Do a part of a job's work in a worker, which finds MongoDB by its own configuration; never raises."""
     try:
-        refresh, store = _prepared(database, job)
-        outcome = run_part(refresh, store, job, ids, told=_teller(key), worker=True)
+        work, store = _prepared(database, job)
+        outcome = run_part(work, store, job, ids, told=_teller(key), worker=True)
         return replace(outcome, worker=f"{socket.gethostname()}:{os.getpid()}")
     except BaseException as error:  # what can't be pickled, or would end the worker, becomes a record here
         return Broken(error_record(error), again=is_passing(error))
@@ -161,17 +152,17 @@ def _teller(key: str) -> Callable[[int], None]:
 # A worker lives long: its connection and its loaded models are kept between tasks. They live in this module because
 # globals of a pickled function would be new for each task. Component versions are those at the first part of a job's
 # attempt: whoever registers a newer one queues a job of its own.
-_kept: dict[tuple[str, str, int], tuple[Refresh, JobStore]] = {}
+_kept: dict[tuple[str, str, int], tuple[Work, JobStore]] = {}
 _lock = threading.Lock()
 
 
-def _prepared(database: str, job: dict[str, Any]) -> tuple[Refresh, JobStore]:
+def _prepared(database: str, job: dict[str, Any]) -> tuple[Work, JobStore]:
     key = (database, job["_id"], job["attempts"])
     with _lock:
         if key in _kept:
             return _kept[key]
         opened, loader = _opened(database)
-    made = prepare(opened, loader, job), JobStore(opened)
+    made = work_of(opened, loader, job), JobStore(opened)
     with _lock:
         _kept[key] = made
         while len(_kept) > _LASTING:

@@ -1,0 +1,53 @@
+"""The kinds of jobs: for each, what carries out its parts. A new kind is one entry of `KINDS`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Protocol
+
+from pymongo.database import Database
+
+from superduper_nb.errors import InvalidInputError
+from superduper_nb.jobs.outputs import Control, Outcome, Refresh
+from superduper_nb.jobs.watchers import Watcher
+from superduper_nb.models.loading import Loader
+
+__all__ = ["KINDS", "Work", "work_of"]
+
+
+class Work(Protocol):
+    """What the parts of a job have in common, read once for each attempt and worker."""
+
+    def run(self, ids: Sequence[Any], control: Control | None = None) -> Outcome:
+        """Do a part; what is done already costs nothing, for a part may be run twice."""
+
+    def condemn(self, id: Any, message: str) -> None:
+        """Note that a document ends its worker each time, so that nobody tries it again."""
+
+
+Record = dict[str, Any]
+
+
+def _outputs(database: Database[Any], loader: Loader, job: Record) -> Work:
+    watcher = loader.store.get("watcher", job["component"], collection=job["collection"])
+    return Refresh(database, loader, Watcher.from_component(watcher), retry_failed=job["retry_failed"])
+
+
+KINDS: Final[dict[str, Callable[[Database[Any], Loader, Record], Work]]] = {"outputs": _outputs}
+"""For each kind, how its work is made of the database, its components and the job's record."""
+
+
+def work_of(database: Database[Any], loader: Loader, job: Record) -> Work:
+    """Return what carries out a job.
+
+    Raises
+    ------
+    InvalidInputError
+        A kind that a newer version recorded.
+    NotFoundError
+        The component was deleted.
+    """
+    make = KINDS.get(job["kind"])
+    if make is None:
+        raise InvalidInputError(f"This version knows no job of kind {job['kind']!r}. Update superduper_nb here.")
+    return make(database, loader, job)
