@@ -6,11 +6,13 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, TypeVar
 
+from bson.timestamp import Timestamp
 from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
+    InstanceOf,
     TypeAdapter,
     ValidationError,
     WithJsonSchema,
@@ -86,6 +88,19 @@ Vector = Annotated[
     ),
 ]
 
+_INTEGERS: Final = {"t": {"type": "integer"}, "i": {"type": "integer"}}
+ClusterTime = Annotated[
+    InstanceOf[Timestamp],
+    WithJsonSchema(
+        {
+            "description": "A BSON timestamp.",
+            "type": "object",
+            "properties": {"$timestamp": {"type": "object", "properties": _INTEGERS}},
+            "required": ["$timestamp"],
+        }
+    ),
+]
+
 PATH_PARAMETERS: Final[dict[str, TypeAdapter[str]]] = {
     "database": TypeAdapter(DatabaseName),
     "collection": TypeAdapter(CollectionName),
@@ -117,6 +132,8 @@ class NoQuery(_Query):
 class SearchBody(_Body):
     """Near to what, among which documents, and how many. Exactly one of `like`, `vector` and `id`."""
 
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": [name]} for name in ("like", "vector", "id")]})
+
     database: DatabaseName
     collection: CollectionName
     semantic_index: Identifier | None = Field(None, description="Default: the only one of the collection.")
@@ -127,7 +144,7 @@ class SearchBody(_Body):
     n: int = Field(10, ge=1, le=MAX_N, description="How many documents.")
     exact: bool = Field(False, description="Compare with every vector.")
     min_score: float | None = Field(None, allow_inf_nan=False, description="Leave out what scores less.")
-    after: Any = Field(None, description="A BSON timestamp: see at least the writes up to this cluster time.")
+    after: ClusterTime | None = Field(None, description="See at least the writes up to this cluster time.")
 
     @model_validator(mode="after")
     def _one_query(self) -> SearchBody:
