@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from superduper_nb.config import Config
     from superduper_nb.errors import SuperduperError
     from superduper_nb.models import ItemError, Predictor
+    from superduper_nb.training import Trainer, Training
 
 _HOMES = {
     "Client": "superduper_nb.client",
@@ -33,6 +34,8 @@ _HOMES = {
     "Jobs": "superduper_nb.client",
     "Predictor": "superduper_nb.models",
     "SuperduperError": "superduper_nb.errors",
+    "Trainer": "superduper_nb.training",
+    "Training": "superduper_nb.training",
     "connect": "superduper_nb.client",
 }
 
@@ -47,6 +50,8 @@ __all__ = [
     "Jobs",
     "Predictor",
     "SuperduperError",
+    "Trainer",
+    "Training",
     "__version__",
     "connect",
 ]

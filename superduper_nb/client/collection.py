@@ -11,12 +11,14 @@ from pymongo.typings import _DocumentType
 from superduper_nb.client.database import Database
 from superduper_nb.client.finding import FindingCollection
 from superduper_nb.client.jobs import JobList, Jobs
+from superduper_nb.client.learning import check_training, target_kind, train, trained_as
 from superduper_nb.client.registered import Registered, passed_on
 from superduper_nb.components.store import check_identifier
 from superduper_nb.documents.paths import OUTPUTS, check_path
 from superduper_nb.errors import InvalidInputError
 from superduper_nb.jobs.watchers import Watcher, overlap, plan
 from superduper_nb.search.measures import BUILTIN
+from superduper_nb.training import Training
 
 __all__ = ["Collection"]
 
@@ -28,7 +30,7 @@ class Collection(FindingCollection[_DocumentType]):
 
     Attributes
     ----------
-    watchers, semantic_indexes, imputations, neighbourhoods, validation_sets : Registry
+    watchers, semantic_indexes, imputations, learning_tasks, neighbourhoods, validation_sets : Registry
         What is registered on this collection: mappings by name.
     models, types, measures, losses, metrics, splitters, functions, trainers : Registry
         What is registered in its database.
@@ -41,6 +43,7 @@ class Collection(FindingCollection[_DocumentType]):
     watchers = Registered("watcher", "The watchers.", of_collection=True)
     semantic_indexes = Registered("semantic_index", "The semantic indexes.", of_collection=True)
     imputations = Registered("imputation", "The imputations.", of_collection=True)
+    learning_tasks = Registered("learning_task", "The learning tasks.", of_collection=True)
     neighbourhoods = Registered("neighbourhood", "The neighbourhoods.", of_collection=True)
     validation_sets = Registered("validation_set", "The validation sets.", of_collection=True)
 
@@ -98,21 +101,29 @@ class Collection(FindingCollection[_DocumentType]):
         Jobs
             The one that computes the outputs of the documents that are there.
         """
-        workspace = self._workspace
-        workspace.store.get("model", model)
-        _check_key(key)
-        for feature, upstream in (features or {}).items():
-            _check_key(feature)
-            workspace.store.get("watcher", f"{upstream}/{feature}", collection=self.name)
+        self._workspace.store.get("model", model)
         if batch_size is not None and batch_size < 1:
             raise InvalidInputError(f"batch_size={batch_size!r}: it must be at least 1.")
-        watcher = Watcher(self.name, model, key, self._checked(filter), dict(features or {}), batch_size)
+        return self._watch(Watcher(self.name, model, key, self._checked(filter), dict(features or {}), batch_size))
+
+    def _watch(self, watcher: Watcher, *, compute: bool = True) -> Jobs:
+        """Register a watcher; compute its outputs at once, unless that is for later."""
+        workspace = self._workspace
+        self._check_watcher(watcher)
+        _, new = workspace.store.put("watcher", watcher.id, watcher.definition(), collection=self.name)
+        workspace.changed()
+        return workspace.started(workspace.backfill([watcher]) if new and compute else {})
+
+    def _check_watcher(self, watcher: Watcher) -> None:
+        """Raise where a watcher can't be registered beside those that are."""
+        workspace = self._workspace
+        _check_key(watcher.key)
+        for feature, upstream in watcher.features.items():
+            _check_key(feature)
+            workspace.store.get("watcher", f"{upstream}/{feature}", collection=self.name)
         others = [other for other in workspace.watchers(self.name) if other.id != watcher.id]
         _check_outputs(watcher, others)
         plan([*others, watcher])  # raises where they read from each other in a circle
-        _, new = workspace.store.put("watcher", watcher.id, watcher.definition(), collection=self.name)
-        workspace.changed()
-        return workspace.started(workspace.backfill([watcher]) if new else {})
 
     def _checked(self, filter: Mapping[str, Any] | None) -> dict[str, Any]:
         """Return a filter as it is to be registered, if MongoDB takes it."""
@@ -131,8 +142,13 @@ class Collection(FindingCollection[_DocumentType]):
         measure: str = "cosine",
         *,
         filter: Mapping[str, Any] | None = None,
+        loss: str | None = None,
+        metrics: Sequence[str] = (),
+        splitter: str | None = None,
+        validation_sets: Sequence[str] = (),
+        training: Training | None = None,
     ) -> Jobs:
-        """Make documents findable by what the first model makes of the first key.
+        """Make documents findable by what the first model makes of the first key; with `loss`, train the models first.
 
         Parameters
         ----------
@@ -145,11 +161,22 @@ class Collection(FindingCollection[_DocumentType]):
             ``"cosine"``, ``"dot"``, ``"l2"`` or a registered one.
         filter : mapping, optional
             Only documents that match it.
+        loss : str, optional
+            ``(queries, documents) -> tensor`` over a batch: ``"info_nce"``, ``"triplet"``, ``"cosine"`` or a registered
+            one. The last pair encodes queries, the first documents: two keys, two models, or one model on both.
+        metrics : sequence of str
+            ``"recall@k"``, ``"mrr"``, ``"ndcg@k"``, or registered ones: ``(found places, right place) -> float``.
+        splitter : str, optional
+            A registered one, ``document -> (query part, document part)``: for a single pair, whose model takes both.
+        validation_sets : sequence of str
+            What to measure on, besides the fold ``"valid"``.
+        training : Training, optional
+            How to train.
 
         Returns
         -------
         Jobs
-            Those that compute the vectors that are missing.
+            Those that train, and that compute the vectors that are missing.
         """
         check_identifier("A semantic index", id)
         workspace = self._workspace
@@ -162,14 +189,100 @@ class Collection(FindingCollection[_DocumentType]):
             _check_key(key)
         if measure not in BUILTIN:
             workspace.store.get("measure", measure)
-        watcher = f"{models[0]}/{keys[0]}"
+        definition: dict[str, Any] = {
+            "models": list(models),
+            "keys": list(keys),
+            "measure": measure,
+            "filter": self._checked(filter),
+        }
+        code: dict[str, Any] = {}
+        if loss is not None:
+            training = check_training(workspace, "semantic_index", loss=loss, metrics=metrics, training=training)
+            if len(models) == 1 and splitter is None:
+                raise InvalidInputError("Training needs two sides: a second model and key, or a splitter=.")
+            if splitter is not None:
+                workspace.store.get("splitter", splitter)
+            definition |= {"splitter": splitter, **trained_as(loss, metrics, validation_sets, training)}
+            code = training.code()
+        elif training is not None or metrics or splitter or validation_sets:
+            raise InvalidInputError("training=, metrics=, splitter= and validation_sets= need a loss= to train with.")
         jobs = Jobs(workspace, {})
-        if watcher not in self.watchers:
-            jobs = self.create_watcher(models[0], keys[0], filter=filter)
-        definition = {"models": list(models), "keys": list(keys), "measure": measure, "filter": self._checked(filter)}
-        workspace.store.put("semantic_index", id, definition, collection=self.name)
+        if f"{models[0]}/{keys[0]}" not in self.watchers:
+            jobs = self._watch(Watcher(self.name, models[0], keys[0], definition["filter"]), compute=loss is None)
+        index, _ = workspace.store.put("semantic_index", id, definition, collection=self.name, obj=code or None)
+        workspace.changed()
+        if loss is not None:
+            jobs = train(workspace, index)
         workspace.services.describe_index(self.database.name, self.name, id)  # loaded before the first search comes
         return jobs
+
+    def create_imputation(
+        self,
+        id: str,
+        model: str,
+        model_key: str,
+        target: str | None,
+        target_key: str,
+        *,
+        loss: str | None = None,
+        metrics: Sequence[str] = (),
+        filter: Mapping[str, Any] | None = None,
+        features: Mapping[str, str] | None = None,
+        validation_sets: Sequence[str] = (),
+        training: Training | None = None,
+    ) -> Jobs:
+        """Train a model to predict one part of a document from another, and fill it in wherever it is missing.
+
+        Parameters
+        ----------
+        id : str
+            Its name.
+        model, model_key : str
+            A registered model, and what it predicts from.
+        target : str or None
+            A registered function or model that makes the target; None: the value itself.
+        target_key : str
+            Where the target is; documents without it are not learnt from.
+        loss : str, optional
+            ``(outputs, targets) -> tensor``: ``"cross_entropy"``, ``"bce"``, ``"mse"`` or a registered one; not for a
+            scikit-learn estimator.
+        metrics : sequence of str
+            ``"accuracy"``, ``"f1"``, ``"mse"``, ``"mae"``, or registered ones: ``(outputs, targets) -> float``.
+        filter : mapping, optional
+            Only documents that match it.
+        features : mapping of str to str, optional
+            ``{key: model}``: the output of that model on that key in the place of the raw value.
+        validation_sets : sequence of str
+            What to measure on, besides the fold ``"valid"``.
+        training : Training, optional
+            How to train.
+
+        Returns
+        -------
+        Jobs
+            The one that trains, and those that compute with the trained model: ``_outputs.<model_key>.<model>`` is the
+            label (of several: their list) or the number, unless the model has a ``postprocess`` of its own.
+        """
+        check_identifier("An imputation", id)
+        workspace = self._workspace
+        workspace.store.get("model", model)
+        _check_key(target_key)
+        training = check_training(workspace, "imputation", loss=loss, metrics=metrics, training=training)
+        watcher = Watcher(self.name, model, model_key, self._checked(filter), dict(features or {}))
+        self._check_watcher(watcher)
+        definition = {
+            "model": model,
+            "model_key": model_key,
+            "target": target,
+            "target_kind": target_kind(workspace, target),
+            "target_key": target_key,
+            "filter": watcher.filter,
+            "features": watcher.features,
+            **trained_as(loss, metrics, validation_sets, training),
+        }
+        task, _ = workspace.store.put("imputation", id, definition, collection=self.name, obj=training.code() or None)
+        workspace.changed()
+        return train(workspace, task)
 
     # --- other --------------------------------------------------------------------------------------------------------
 

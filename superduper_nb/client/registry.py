@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from superduper_nb.client.learning import Task
 from superduper_nb.components.store import Component, Kind
 from superduper_nb.errors import ConflictError
 from superduper_nb.jobs.watchers import Watcher
@@ -36,6 +37,8 @@ class Registry(Mapping[str, Any]):
     def __getitem__(self, id: str) -> Any:
         """Return the registered object; the definition of what has none."""
         component = self._get(id)
+        if self._kind in ("imputation", "semantic_index", "learning_task"):
+            return Task(self._workspace, component)
         if component.artifact is None:
             return {"id": component.id, **component.definition}
         loaded = self._workspace.loader.object(component)
@@ -118,7 +121,8 @@ class Registry(Mapping[str, Any]):
         workspace, store = self._workspace, self._workspace.store
         older = store.get(self._kind, id, collection=self._collection, version=version)
         obj = None if older.artifact is None else workspace.loader.object(older)
-        new, made = store.put(self._kind, id, older.definition, collection=self._collection, obj=obj)
+        origin = {"base": older.base, "by": None}
+        new, made = store.put(self._kind, id, older.definition, collection=self._collection, obj=obj, origin=origin)
         workspace.changed()
         return workspace.started(workspace.backfill(self._affected(new)) if made else {})
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from bson import Timestamp, json_util
+from bson import Timestamp
 from bson.codec_options import DEFAULT_CODEC_OPTIONS, CodecOptions, TypeRegistry
 from pymongo.database import Database
 from pymongo.errors import ConnectionFailure
@@ -16,6 +16,7 @@ from superduper_nb.components import Component
 from superduper_nb.components.store import COLLECTION
 from superduper_nb.documents.codec import Codec
 from superduper_nb.jobs import JobStore, NewJob
+from superduper_nb.jobs.backfill import backfill, dependents, watchers_of
 from superduper_nb.jobs.watchers import Watcher, plan
 from superduper_nb.models import Loader
 
@@ -119,7 +120,7 @@ class Workspace:
 
     def watchers(self, collection: str) -> list[Watcher]:
         """List the watchers of a collection."""
-        return [Watcher.from_component(component) for component in self.store.current("watcher", collection=collection)]
+        return watchers_of(self.store, collection)
 
     def plan_ids(
         self,
@@ -150,21 +151,9 @@ class Workspace:
         self.services.notify(self.name, list(jobs.values()))
         return Jobs(self, jobs)
 
-    def backfill(self, watchers: Sequence[Watcher]) -> dict[str, str]:
-        """Record the jobs that compute watchers' outputs for all documents there are."""
-        jobs: dict[tuple[str, str], NewJob] = {}
-        for watcher in watchers:
-            work = {"filter": json_util.dumps(dict(watcher.filter), json_options=json_util.CANONICAL_JSON_OPTIONS)}
-            documents = self.store.database[watcher.collection]
-            total = (
-                documents.count_documents(watcher.filter) if watcher.filter else documents.estimated_document_count()
-            )
-            if total:
-                place = watcher.collection
-                parents = tuple(jobs[place, name].id for name in sorted(watcher.upstream) if (place, name) in jobs)
-                new = NewJob("outputs", watcher.id, place, watcher.id, work, total, parents)
-                self.jobs.create([new])
-                jobs[place, watcher.id] = new
+    def backfill(self, watchers: Sequence[Watcher], parents: Sequence[str] = ()) -> dict[str, str]:
+        """Record the jobs that compute watchers' outputs for all documents there are, after their parents."""
+        jobs = backfill(self.jobs, watchers, parents)
         several = len({place for place, _ in jobs}) > 1
         return {f"{name} of {place}" if several else name: job.id for (place, name), job in jobs.items()}
 
@@ -186,17 +175,9 @@ class Workspace:
         """Return the job records, by way of the user's connections where a session of those is given."""
         return self.jobs if session is None else JobStore(self.client[self.name])
 
-    def dependents(self, model: Component) -> list[Watcher]:
+    def dependents(self, model: Component | str) -> list[Watcher]:
         """List the watchers that apply a model or read its outputs, upstream first, in every collection."""
-        found: list[Watcher] = []
-        collections = {component.collection for component in self.store.current("watcher")}
-        for collection in sorted(collections):
-            reached: set[str] = set()
-            for watcher, before in plan(self.watchers(collection)):
-                if watcher.model == model.id or reached & set(before):
-                    reached.add(watcher.id)
-                    found.append(watcher)
-        return found
+        return dependents(self.store, model)
 
 
 def _cluster_time(client: Any) -> Timestamp | None:

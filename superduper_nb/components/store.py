@@ -32,6 +32,7 @@ Kind = Literal[
     "watcher",
     "semantic_index",
     "imputation",
+    "learning_task",
     "neighbourhood",
     "validation_set",
 ]
@@ -81,6 +82,9 @@ class Component:
         Its settings, without code.
     artifact : dict or None
         Header of the stored object: SHA-256, size, format, signature.
+    origin : dict or None
+        Of a version that nobody registered: ``base``, the hash of the registered one that it was made from, and ``by``,
+        the task that trained it.
     """
 
     kind: Kind
@@ -91,6 +95,12 @@ class Component:
     artifact: dict[str, Any] | None
     hash: str
     created: datetime
+    origin: dict[str, Any] | None = None
+
+    @property
+    def base(self) -> str:
+        """The hash of what a user registered, of which this version was made."""
+        return self.hash if self.origin is None else str(self.origin["base"])
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -101,7 +111,8 @@ class Component:
     def from_record(cls, record: dict[str, Any]) -> Component:
         """Build one from its document."""
         fields = {name: record[name] for name in ("kind", "id", "collection", "version", "artifact", "hash", "created")}
-        return cls(definition=json_util.loads(record["definition"]), **fields)
+        definition = json_util.loads(record["definition"])
+        return cls(definition=definition, origin=record.get("origin"), **fields)
 
 
 class ComponentStore:
@@ -118,9 +129,21 @@ class ComponentStore:
         self._records = self.database[COLLECTION]
 
     def put(
-        self, kind: Kind, id: str, definition: dict[str, Any], *, collection: str = "", obj: Any = None
+        self,
+        kind: Kind,
+        id: str,
+        definition: dict[str, Any],
+        *,
+        collection: str = "",
+        obj: Any = None,
+        origin: dict[str, Any] | None = None,
     ) -> tuple[Component, bool]:
-        """Register a version, unless the current one has the same content.
+        """Register a version, unless the current one has the same content, or was made of this one by training.
+
+        Parameters
+        ----------
+        origin : dict, optional
+            Of a version that no user registers just now (see `Component`): only the same content is no new version.
 
         Returns
         -------
@@ -132,11 +155,11 @@ class ComponentStore:
         content = _content(kind, id, obj) if obj is not None else None
         digest = hashlib.sha256(json.dumps([text, content]).encode()).hexdigest()
         current = self.find(kind, id, collection=collection)
-        if current and current.hash == digest:
+        if current and _is_current(current, digest, origin):
             return current, False
         data = None if obj is None else artifacts.dumps(obj, what=f"The {kind} {id!r}")
         header = None if data is None else artifacts.save(self.database, data)
-        made, new = self._insert(kind, id, collection, text, header, digest)
+        made, new = self._insert(kind, id, collection, text, header, digest, origin)
         if data is not None:
             artifacts.save(
                 self.database, data
@@ -144,12 +167,19 @@ class ComponentStore:
         return made, new
 
     def _insert(
-        self, kind: Kind, id: str, collection: str, text: str, header: dict[str, Any] | None, digest: str
+        self,
+        kind: Kind,
+        id: str,
+        collection: str,
+        text: str,
+        header: dict[str, Any] | None,
+        digest: str,
+        origin: dict[str, Any] | None,
     ) -> tuple[Component, bool]:
         self._records.create_index([("kind", 1), ("collection", 1), ("id", 1), ("version", -1)], unique=True)
         while True:
             current = self.find(kind, id, collection=collection)
-            if current and current.hash == digest:
+            if current and _is_current(current, digest, origin):
                 return current, False
             identity = {
                 "kind": kind,
@@ -163,6 +193,7 @@ class ComponentStore:
                 "artifact": header and artifacts.seal(identity, header),
                 "hash": digest,
                 "created": datetime.now(UTC),
+                **({} if origin is None else {"origin": origin}),
             }
             try:
                 self._records.insert_one(record)
@@ -264,6 +295,11 @@ class ComponentStore:
         if component.artifact is None:
             raise InvalidInputError(f"The {component.kind} {component.id!r} holds no object.")
         return artifacts.load(self.database, component.identity, component.artifact)
+
+
+def _is_current(current: Component, digest: str, origin: dict[str, Any] | None) -> bool:
+    # A cell that is run again registers what was trained since: that is no reason to forget the training.
+    return digest == current.hash or (origin is None and digest == current.base)
 
 
 def _content(kind: str, id: str, obj: Any) -> str:

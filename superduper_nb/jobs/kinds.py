@@ -9,6 +9,7 @@ from pymongo.database import Database
 
 from superduper_nb.errors import InvalidInputError
 from superduper_nb.jobs.outputs import Control, Outcome, Refresh
+from superduper_nb.jobs.training import TrainingWork
 from superduper_nb.jobs.watchers import Watcher
 from superduper_nb.models.loading import Loader
 
@@ -33,7 +34,10 @@ def _outputs(database: Database[Any], loader: Loader, job: Record) -> Work:
     return Refresh(database, loader, Watcher.from_component(watcher), retry_failed=job["retry_failed"])
 
 
-KINDS: Final[dict[str, Callable[[Database[Any], Loader, Record], Work]]] = {"outputs": _outputs}
+KINDS: Final[dict[str, Callable[[Database[Any], Loader, Record], Work]]] = {
+    "outputs": _outputs,
+    "training": TrainingWork,
+}
 """For each kind, how its work is made of the database, its components and the job's record."""
 
 

@@ -28,6 +28,7 @@ from pymongo.errors import WTimeoutError
 
 from superduper_nb.components.store import plain_database
 from superduper_nb.documents.codec import Codec
+from superduper_nb.documents.inputs import fields_read, input_of
 from superduper_nb.documents.paths import BASE, get_path, token_path
 from superduper_nb.errors import SuperduperError
 from superduper_nb.jobs.watchers import Watcher
@@ -35,10 +36,9 @@ from superduper_nb.models import batches
 from superduper_nb.models.apply import ItemError, Predictor
 from superduper_nb.models.loading import Loader
 
-__all__ = ["Control", "Outcome", "Refresh", "fields_read", "input_of"]
+__all__ = ["Control", "Outcome", "Refresh"]
 
 _ROUNDS: Final = 20
-_PRIVATE: Final = ("_outputs", "_sddb", "_like", "_fold", "_score", "_distance")
 _MISSING: Final = object()
 Failures = list[tuple[Any, str]]
 """Identifiers, and why."""
@@ -83,16 +83,19 @@ class Outcome:
         ``{"_id", "error"}`` of each that failed.
     worker : str or None
         Who did it.
+    more : int
+        Further ones that failed.
     """
 
     done: int
     failures: tuple[dict[str, Any], ...] = ()
     worker: str | None = None
+    more: int = 0
 
     @property
     def failed(self) -> int:
         """Number of documents that failed."""
-        return len(self.failures)
+        return len(self.failures) + self.more
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,10 +170,13 @@ class Refresh:
         watcher, inside = self.watcher, self._inside(ids)
         tasks, drops = [], []
         failed: Failures = []
-        for document in self.collection.find({"_id": {"$in": ids}}, fields_read(watcher), batch_size=len(ids)):
+        fields = fields_read((watcher.key, watcher.token_path), watcher.features)
+        for document in self.collection.find({"_id": {"$in": ids}}, fields, batch_size=len(ids)):
             id, seen = document["_id"], get_path(document, watcher.token_path, _MISSING)
             wanted = inside is None or _key(id) in inside
-            value = input_of(document, watcher, self.versions, _MISSING) if wanted else _MISSING
+            value = _MISSING
+            if wanted:
+                value = input_of(document, watcher.key, watcher.features, self.versions, _MISSING)
             if value is _MISSING:
                 if seen is not _MISSING:
                     drops.append((id, seen))
@@ -341,41 +347,6 @@ def _groups(statements: list[tuple[Any, bytes | ItemError]], refused: Failures) 
         size += len(data)
     if group:
         yield group
-
-
-def fields_read(watcher: Watcher) -> dict[str, int] | None:
-    """Return the projection that a watcher's input and token need; None for whole documents."""
-    if watcher.key == BASE:
-        return None
-    paths = {watcher.key, watcher.token_path}
-    for key, model in watcher.features.items():
-        paths |= {f"_outputs.{key}.{model}", token_path(model, key)}
-    return dict.fromkeys(sorted(paths), 1)
-
-
-def input_of(document: Mapping[str, Any], watcher: Watcher, versions: Mapping[str, int], missing: Any) -> Any:
-    """Return the raw input of a watcher: the value at its key, with features in place of raw values.
-
-    Parameters
-    ----------
-    versions : mapping of str to int
-        For each key with a feature, the model version whose output counts; another one's is as good as missing.
-    missing : object
-        Returned where the key, or an upstream output, is not there.
-    """
-    outputs = {}
-    for key, model in watcher.features.items():
-        token = get_path(document, token_path(model, key), None)
-        output = get_path(document, f"_outputs.{key}.{model}", missing)
-        if output is missing or token is None or token["v"] != versions[key]:
-            return missing
-        outputs[key] = output
-    if watcher.key in outputs:
-        return outputs[watcher.key]
-    if watcher.key != BASE:
-        return get_path(document, watcher.key, missing)
-    whole = {name: value for name, value in document.items() if name not in _PRIVATE}
-    return {**whole, **outputs}
 
 
 def _same(seen: Any) -> Any:

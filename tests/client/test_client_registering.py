@@ -16,7 +16,7 @@ from superduper_nb.documents.arrays import Array
 from superduper_nb.errors import ConflictError, InvalidInputError, NotFoundError
 
 OF_DATABASE = ["models", "types", "measures", "losses", "metrics", "splitters", "functions", "trainers"]
-OF_COLLECTION = ["watchers", "semantic_indexes", "imputations", "neighbourhoods", "validation_sets"]
+OF_COLLECTION = ["watchers", "semantic_indexes", "imputations", "neighbourhoods", "validation_sets", "learning_tasks"]
 
 
 def test_there_is_a_mapping_for_each_kind(docs: sd.Collection[Any]) -> None:

@@ -43,6 +43,8 @@ PUBLIC = [
     "Jobs",
     "Predictor",
     "SuperduperError",
+    "Trainer",
+    "Training",
     "__version__",
     "connect",
 ]

@@ -1,0 +1,76 @@
+"""The effect of a ``training`` job: one piece of work that lasts, stops when told to, and goes on where it was."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pymongo.database import Database
+
+from superduper_nb.errors import ModelError
+from superduper_nb.jobs.backfill import backfill, dependents
+from superduper_nb.jobs.outputs import Control, Outcome
+from superduper_nb.jobs.records import JobStore
+from superduper_nb.jobs.watchers import Watcher
+from superduper_nb.models.loading import Loader
+
+__all__ = ["TrainingWork"]
+
+
+class TrainingWork:
+    """Trains the models of one task.
+
+    Parameters
+    ----------
+    database : pymongo.database.Database
+        Where everything is.
+    loader : Loader
+        Gives components.
+    job : dict
+        The job's record.
+    """
+
+    def __init__(self, database: Database[Any], loader: Loader, job: dict[str, Any]) -> None:
+        self._database, self._loader, self._job = database, loader, job
+
+    def run(self, ids: Sequence[Any], control: Control | None = None) -> Outcome:
+        """Train; store the best as new versions of the models."""
+        from superduper_nb.training.loop import INTERRUPTED
+        from superduper_nb.training.task import Run
+
+        control = control or Control()
+        run = Run(self._database, self._loader, self._job["_id"])
+        trained = run.train(control)
+        state = JobStore(self._database).get(self._job["_id"])["state"]
+        if control.stopped() and state != "cancelled":
+            return Outcome(trained.result.step)  # another has taken over, and stores what is to be stored
+        trained = run.store(trained)
+        interrupted = trained.result.stopped == INTERRUPTED
+        self._follow(run, list(trained.versions), cancelled=interrupted or state == "cancelled")
+        if interrupted:
+            raise KeyboardInterrupt
+        result, skipped = trained.result, trained.skipped
+        failures = list(skipped.first)
+        if result.stopped and result.stopped.startswith("the loss was"):
+            failures.insert(0, {"_id": None, "error": f"Stopped: {result.stopped}; step {result.best_step} is kept."})
+        return Outcome(result.step, tuple(failures), more=len(skipped) - len(skipped.first))
+
+    def _follow(self, run: Any, models: list[str], *, cancelled: bool) -> None:
+        """Register the watcher of an imputation; where the job's own children will not run, record others."""
+        task = run.task
+        if task.kind == "imputation":
+            watcher = imputing(task.collection, task.definition)
+            self._loader.store.put("watcher", watcher.id, watcher.definition(), collection=task.collection)
+        if cancelled:
+            watchers = [watcher for model in models for watcher in dependents(self._loader.store, model)]
+            backfill(JobStore(self._database), list(dict.fromkeys(watchers)))
+
+    def condemn(self, id: Any, message: str) -> None:
+        """Say that it ends its worker each time."""
+        raise ModelError(f"The training was given up: {message}.")
+
+
+def imputing(collection: str, definition: dict[str, Any]) -> Watcher:
+    """Return the watcher that fills in what an imputation has learnt."""
+    features = dict(definition["features"])
+    return Watcher(collection, definition["model"], definition["model_key"], definition["filter"], features)

@@ -1,0 +1,190 @@
+"""One run of a registered task: documents in, new versions of its models out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pymongo.database import Database
+
+from superduper_nb.components import Component
+from superduper_nb.components.store import plain_database
+from superduper_nb.documents.inputs import fields_read, seen_by_models
+from superduper_nb.errors import InvalidInputError, NotFoundError
+from superduper_nb.models import Loader
+from superduper_nb.training.building import Builder
+from superduper_nb.training.data import Documents, Samples, Skipped
+from superduper_nb.training.loop import Loop, Onlooker, Result
+from superduper_nb.training.options import Training
+from superduper_nb.training.runs import RunRecorder, RunStore
+from superduper_nb.training.stepper import Stepper
+from superduper_nb.training.trainer import Trainer
+
+__all__ = ["Run", "Trained"]
+
+_CLASSES: Final = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What a run left.
+
+    Attributes
+    ----------
+    result : Result
+        How it ended.
+    versions : dict of str to Component
+        The new versions of the models.
+    skipped : Skipped
+        Documents that could not be learnt from.
+    """
+
+    result: Result
+    versions: dict[str, Component]
+    skipped: Skipped
+
+
+class Run:
+    """A run of a task.
+
+    Parameters
+    ----------
+    database : pymongo.database.Database
+        Where everything is.
+    loader : Loader
+        Gives components.
+    id : str
+        The run's identifier, which is its job's.
+
+    Raises
+    ------
+    NotFoundError
+        The run, its task or one of its models was deleted.
+    """
+
+    def __init__(self, database: Database[Any], loader: Loader, id: str) -> None:
+        self._database, self._loader, self.id = plain_database(database), loader, id
+        self._runs = RunStore(database)
+        record = self._runs.get(id)
+        if record is None:
+            raise NotFoundError(f"No training run {id!r} in {database.name}.")
+        task = (record["kind"], record["task"])
+        self.task = loader.store.get(*task, collection=record["collection"], version=record["version"])
+        code = loader.object(self.task) if self.task.artifact else {}
+        self.training = Training.from_definition(self.task.definition["training"], code)
+        self._skipped = Skipped()
+        self._builder = Builder(loader, self.task, record["starts"], self.training)
+        self._features = dict(self.task.definition.get("features") or {})
+        self._upstream = {key: loader.store.get("model", model).version for key, model in self._features.items()}
+        self._codec = loader.codec()
+
+    def train(self, onlooker: Onlooker) -> Trained:
+        """Train, or go on with it; nothing is stored yet.
+
+        Raises
+        ------
+        InvalidInputError
+            There is nothing to learn from: no document, one class only.
+        """
+        checkpoint = self._runs.load_checkpoint(self.id)
+        trainer = self._builder.trainer(self._labels)
+        train, total = self._train_samples(trainer, checkpoint)
+        validation = {name: self._samples(trainer, documents) for name, documents in self._validation().items()}
+        if not len(validation["valid"].documents):
+            print("The fold 'valid' is empty: the training loss says which weights are best.")
+        recorder = RunRecorder(self._runs, self.id)
+        self._runs.update(self.id, total=total, documents=len(train.documents))
+        loop = Loop(Stepper(trainer, self.training, total), self.training, train, validation, total, recorder, onlooker)
+        result = loop.run(checkpoint)
+        self._trainer = trainer
+        return Trained(result, {}, self._skipped)
+
+    def store(self, trained: Trained) -> Trained:
+        """Store the best weights as new versions of the models; done twice, it is done once."""
+        versions = {}
+        for model in self._trainer.modules():
+            if not self.training.use_grads.get(model, True):
+                continue
+            before = self._builder.versions[model]
+            bundle = self._trainer.finished(model, self._builder.bundles[model])
+            bundle["object"].to("cpu")
+            origin = {"base": before.base, "by": self._by, "run": self.id}
+            made, _ = self._loader.store.put("model", model, before.definition, obj=bundle, origin=origin)
+            versions[model] = made
+        ends = {model: made.version for model, made in versions.items()}
+        self._runs.finish(self.id, trained.result, ends, self._skipped.reasons)
+        return Trained(trained.result, versions, self._skipped)
+
+    @property
+    def _by(self) -> str:
+        return task_name(self.task)
+
+    # --- documents -----------------------------------------------------------------------------------------------
+
+    def _train_samples(self, trainer: Trainer, checkpoint: Mapping[str, Any] | None) -> tuple[Samples, int]:
+        data = checkpoint["data"] if checkpoint else {}
+        documents = self._documents("train", data.get("blocks"))
+        if not len(documents):
+            raise InvalidInputError(f"There is nothing to learn from: no document of the fold 'train' {self._wanted}.")
+        if len(documents) < self.training.processes:
+            raise InvalidInputError(f"processes={self.training.processes}, but only {len(documents)} documents.")
+        samples = self._samples(trainer, documents, data.get("buffer"))
+        return samples, self.training.steps(len(documents))
+
+    @property
+    def _wanted(self) -> str:
+        target = self.task.definition.get("target_key")
+        return f"matches the filter and has {target!r}" if target else "matches the filter"
+
+    def _documents(self, fold: str, blocks: Any = None) -> Documents:
+        definition = self.task.definition
+        parts = [{"_fold": fold}, definition["filter"]]
+        if target := definition.get("target_key"):
+            parts.append({target: {"$exists": True, "$ne": None}})
+        query = {"$and": [part for part in parts if part]}
+        return Documents(self._database[self.task.collection], query, self._projection(), blocks=blocks)
+
+    def _projection(self) -> dict[str, int] | None:
+        definition = self.task.definition
+        if definition.get("splitter") or self.task.kind == "learning_task":
+            return None  # what those read, only they know
+        keys = definition.get("keys") or [definition["model_key"], definition["target_key"]]
+        return fields_read(keys, self._features)
+
+    def _validation(self) -> dict[str, Documents]:
+        return {"valid": self._documents("valid")}
+
+    def _samples(self, trainer: Trainer, documents: Documents, buffer: int | None = None) -> Samples:
+        def prepare(document: dict[str, Any]) -> Any:
+            seen = seen_by_models(document, self._features, self._upstream)
+            return trainer.prepare(self._codec.decode(seen, strict=True))
+
+        cache = self.training.cache_mb * 2**20
+        return Samples(documents, prepare, self._skipped, seed=self.training.seed, buffer=buffer, cache_bytes=cache)
+
+    def _labels(self, key: str) -> dict[Any, int]:
+        """Count the labels of the training fold, in the order of their values."""
+        documents = self._documents("train")
+        unwind: list[dict[str, Any]] = [{"$unwind": f"${key}"}] if self.task.definition["loss"] == "bce" else []
+        group: list[dict[str, Any]] = [{"$group": {"_id": f"${key}", "n": {"$sum": 1}}}]
+        ordered: list[dict[str, Any]] = [{"$sort": {"_id": 1}}, {"$limit": _CLASSES + 1}]
+        found = documents.aggregate([*unwind, *group, *ordered])
+        counts = {self._codec.decode(each["_id"]): each["n"] for each in found}
+        _check_classes(key, list(counts))
+        return counts
+
+
+def task_name(task: Component) -> str:
+    """Return how a version names the task that trained it."""
+    return f"{task.kind} {task.id} of {task.collection}"
+
+
+def _check_classes(key: str, classes: Iterable[Any]) -> None:
+    found = list(classes)
+    if not found:
+        raise InvalidInputError(f"There is nothing to learn from: no document of the fold 'train' has {key!r}.")
+    if len(found) == 1:
+        raise InvalidInputError(f"There is nothing to tell apart: {key!r} is {found[0]!r:.80} in every document.")
+    if len(found) > _CLASSES:
+        raise InvalidInputError(f"{key!r} has more than {_CLASSES} classes. Is it a number? Then loss='mse'.")
