@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pymongo.errors import OperationFailure
 from pymongo.typings import _DocumentType
@@ -19,6 +19,9 @@ from superduper_nb.errors import InvalidInputError
 from superduper_nb.jobs.watchers import Watcher, overlap, plan
 from superduper_nb.search.measures import BUILTIN
 from superduper_nb.training import Training
+
+if TYPE_CHECKING:
+    from superduper_nb.client.workspace import Workspace
 
 __all__ = ["Collection"]
 
@@ -180,13 +183,7 @@ class Collection(FindingCollection[_DocumentType]):
         """
         check_identifier("A semantic index", id)
         workspace = self._workspace
-        if isinstance(models, str) or isinstance(keys, str) or not models or len(models) != len(keys):
-            raise InvalidInputError(
-                f"models= and keys= are lists of one length, such as ['m'] and ['text']; given {models!r}, {keys!r}."
-            )
-        for model, key in zip(models, keys, strict=True):
-            workspace.store.get("model", model)
-            _check_key(key)
+        _check_pairs(workspace, models, keys)
         if measure not in BUILTIN:
             workspace.store.get("measure", measure)
         definition: dict[str, Any] = {
@@ -284,6 +281,61 @@ class Collection(FindingCollection[_DocumentType]):
         workspace.changed()
         return train(workspace, task)
 
+    def create_learning_task(
+        self,
+        id: str,
+        trainer: str,
+        models: Sequence[str],
+        keys: Sequence[str],
+        *,
+        loss: str | None = None,
+        metrics: Sequence[str] = (),
+        filter: Mapping[str, Any] | None = None,
+        features: Mapping[str, str] | None = None,
+        validation_sets: Sequence[str] = (),
+        training: Training | None = None,
+        **options: Any,
+    ) -> Jobs:
+        """Train models in a way of your own.
+
+        Parameters
+        ----------
+        id : str
+            Its name.
+        trainer : str
+            A registered `superduper_nb.Trainer` class.
+        models, keys : sequences of str, of one length
+            Registered models, and what each is applied to.
+        loss, metrics, filter, features, validation_sets, training
+            As in `create_imputation`; the trainer finds the first two as its attributes.
+        **options
+            The trainer's ``options``: plain data.
+
+        Returns
+        -------
+        Jobs
+            The one that trains, and those that recompute what depends on the models.
+        """
+        check_identifier("A learning task", id)
+        workspace = self._workspace
+        workspace.store.get("trainer", trainer)
+        _check_pairs(workspace, models, keys)
+        training = check_training(workspace, "learning_task", loss=loss, metrics=metrics, training=training)
+        definition = {
+            "trainer": trainer,
+            "models": list(models),
+            "keys": list(keys),
+            "filter": self._checked(filter),
+            "features": dict(features or {}),
+            "options": options,
+            **trained_as(loss, metrics, validation_sets, training),
+        }
+        task, _ = workspace.store.put(
+            "learning_task", id, definition, collection=self.name, obj=training.code() or None
+        )
+        workspace.changed()
+        return train(workspace, task)
+
     # --- other --------------------------------------------------------------------------------------------------------
 
     predict = passed_on(Database.predict)
@@ -301,6 +353,16 @@ class Collection(FindingCollection[_DocumentType]):
         return self.database.get_collection(  # type: ignore[return-value]
             self.name, made.codec_options, made.read_preference, made.write_concern, made.read_concern
         )
+
+
+def _check_pairs(workspace: Workspace, models: Sequence[str], keys: Sequence[str]) -> None:
+    if isinstance(models, str) or isinstance(keys, str) or not models or len(models) != len(keys):
+        raise InvalidInputError(
+            f"models= and keys= are lists of one length, such as ['m'] and ['text']; given {models!r}, {keys!r}."
+        )
+    for model, key in zip(models, keys, strict=True):
+        workspace.store.get("model", model)
+        _check_key(key)
 
 
 def _check_key(key: str) -> None:

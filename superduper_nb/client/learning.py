@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from superduper_nb.client.jobs import Jobs
 from superduper_nb.components import Component
@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 
     from superduper_nb.client.workspace import Workspace
 
-__all__ = ["Task", "check_training", "target_kind", "train", "trained_as"]
+__all__ = ["TASKS", "Task", "check_training", "target_kind", "train", "trained_as"]
+
+
+TASKS: Final[tuple[Kind, ...]] = ("imputation", "semantic_index", "learning_task")
+"""What can be trained."""
 
 
 class Task(dict[str, Any]):

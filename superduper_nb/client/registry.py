@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from superduper_nb.client.learning import Task
+from superduper_nb.client.learning import TASKS, Task
 from superduper_nb.components.store import Component, Kind
 from superduper_nb.errors import ConflictError
 from superduper_nb.jobs.watchers import Watcher
+from superduper_nb.training import RunStore
 
 if TYPE_CHECKING:
     from superduper_nb.client.jobs import Jobs
@@ -37,7 +38,7 @@ class Registry(Mapping[str, Any]):
     def __getitem__(self, id: str) -> Any:
         """Return the registered object; the definition of what has none."""
         component = self._get(id)
-        if self._kind in ("imputation", "semantic_index", "learning_task"):
+        if self._kind in TASKS:
             return Task(self._workspace, component)
         if component.artifact is None:
             return {"id": component.id, **component.definition}
@@ -99,6 +100,8 @@ class Registry(Mapping[str, Any]):
                 f"The {self._kind} {id!r} is used by {', '.join(users)}. Delete those first, or pass force=True."
             )
         self._workspace.store.delete(self._kind, id, collection=self._collection)
+        if self._kind in TASKS:
+            RunStore(self._workspace.store.database).forget(self._kind, self._collection, id)
         if component.kind == "watcher":
             watcher = Watcher.from_component(component)
             documents = self._workspace.store.database[watcher.collection]
@@ -171,10 +174,26 @@ def _index_watchers(component: Component) -> set[str]:
     return {f"{models[0]}/{keys[0]}"}
 
 
+def _tasks(*names: str) -> list[tuple[str, Any]]:
+    """Return where tasks name a component: in one of these fields, alone or in a list."""
+
+    def uses(component: Component) -> set[Any]:
+        found = [component.definition.get(name) for name in names]
+        return {each for value in found for each in (value if isinstance(value, list) else [value])}
+
+    return [(kind, uses) for kind in TASKS]
+
+
 _USES: dict[str, Any] = {
-    "model": [("watcher", _watcher_models), ("semantic_index", lambda c: set(c.definition["models"]))],
+    "model": [("watcher", _watcher_models), *_tasks("models", "model", "target")],
     "type": [("model", lambda c: {c.definition["type"]})],
-    "measure": [("semantic_index", lambda c: {c.definition["measure"]})],
+    "measure": _tasks("measure"),
+    "loss": _tasks("loss"),
+    "metric": _tasks("metrics"),
+    "splitter": _tasks("splitter"),
+    "function": _tasks("target"),
+    "trainer": _tasks("trainer"),
+    "validation_set": _tasks("validation_sets"),
     "watcher": [("semantic_index", _index_watchers), ("watcher", lambda c: Watcher.from_component(c).upstream)],
 }
 """For each kind, the kinds that may name one of it, and how."""

@@ -43,6 +43,8 @@ _TRUSTED_LOSSES: Final = 1
 """So many workers may be lost with a part before it is tried alone: somebody else may have ended them."""
 _ATTEMPTS: Final = 3
 """So many workers does one document kill, alone, before it is given up."""
+_WHOLE_ATTEMPTS: Final = 5
+"""So many workers may be lost with work that is one piece and goes on where it was, before its job is given up."""
 _LOST_IN_A_ROW: Final = 10
 """So many workers does a model kill, with nothing computed in between, before its job is given up."""
 _TRIES: Final = 60
@@ -192,14 +194,14 @@ class Dispatcher:
         hungry = list(self._jobs.values())
         while hungry:
             for job in list(hungry):
-                if len(self._out) >= self._room(job) or self._suspect_out():
+                if len(self._out) >= self._room(job) or self._suspect_out() or self._lasting(job):
                     hungry.remove(job)
                     continue
                 part = None if job.error else self._next(job)
                 if part is None:
                     hungry.remove(job)
                     self._end_if_done(job)
-                elif part.attempts > _TRUSTED_LOSSES and self._out:
+                elif _suspect(job, part) and self._out:
                     job.again.appendleft(part)
                     return  # until those that are out came back
                 else:
@@ -219,7 +221,11 @@ class Dispatcher:
             return None
 
     def _suspect_out(self) -> bool:
-        return any(part.attempts > _TRUSTED_LOSSES for _, part in self._out.values())
+        return any(_suspect(job, part) for job, part in self._out.values())
+
+    def _lasting(self, job: RunningJob) -> bool:
+        """Say whether as much as may is taken by work that lasts: half, so that the rest goes on beside it."""
+        return job.whole and 2 * sum(other.whole for other, _ in self._out.values()) >= self._in_flight
 
     def _submit(self, job: RunningJob, part: Part) -> None:
         key = f"superduper-{job.id}-{uuid.uuid4().hex}"  # Dask runs one key once: a second attempt needs its own
@@ -266,6 +272,9 @@ class Dispatcher:
     def _isolate(self, job: RunningJob, part: Part) -> None:
         """Find the document that kills workers: cut up what was lost when it ran alone, until one is left."""
         part.attempts += 1
+        if job.whole:
+            self._try_again(job, part)
+            return
         self._lost_in_a_row += 1
         if self._lost_in_a_row > _LOST_IN_A_ROW:
             job.error = WorkerLostError(
@@ -279,6 +288,15 @@ class Dispatcher:
             job.again.append(part)
         else:
             self._condemn(job, part)
+
+    def _try_again(self, job: RunningJob, part: Part) -> None:
+        if part.attempts < _WHOLE_ATTEMPTS:
+            job.again.append(part)
+        else:
+            job.error = WorkerLostError(
+                f"{part.attempts} workers died with it, each where the one before had stopped (memory ran out, or a "
+                "model ended them)."
+            )
 
     def _condemn(self, job: RunningJob, part: Part) -> None:
         why = f"it killed its worker {_ATTEMPTS} times"
@@ -343,3 +361,8 @@ class Dispatcher:
                     "No change stream over the deployment (%s): jobs are found by scanning.", type(error).__name__
                 )
                 self._stop.wait(_PAUSE_S)
+
+
+def _suspect(job: RunningJob, part: Part) -> bool:
+    """Say whether a part is to run alone, because workers were lost with it."""
+    return not job.whole and part.attempts > _TRUSTED_LOSSES

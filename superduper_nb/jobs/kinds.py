@@ -13,7 +13,7 @@ from superduper_nb.jobs.training import TrainingWork
 from superduper_nb.jobs.watchers import Watcher
 from superduper_nb.models.loading import Loader
 
-__all__ = ["KINDS", "Work", "work_of"]
+__all__ = ["KINDS", "WHOLE", "Work", "work_of"]
 
 
 class Work(Protocol):
@@ -39,6 +39,9 @@ KINDS: Final[dict[str, Callable[[Database[Any], Loader, Record], Work]]] = {
     "training": TrainingWork,
 }
 """For each kind, how its work is made of the database, its components and the job's record."""
+
+WHOLE: Final = frozenset({"training"})
+"""Kinds whose work is one piece that lasts: a lost worker means another attempt, for which nobody else has to wait."""
 
 
 def work_of(database: Database[Any], loader: Loader, job: Record) -> Work:

@@ -8,6 +8,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any, Final
 
+from superduper_nb.jobs.kinds import WHOLE
 from superduper_nb.jobs.outputs import Outcome
 from superduper_nb.jobs.records import CHUNK_SIZE, JobStore, Progress
 
@@ -145,9 +146,14 @@ class RunningJob:
         return self._done + sum(part.partial for part in self.out)
 
     @property
+    def whole(self) -> bool:
+        """Its work is one piece that lasts."""
+        return self.record["kind"] in WHOLE
+
+    @property
     def short(self) -> bool:
         """It is a matter of a moment: a few documents that somebody has just written."""
-        return "ids" in self.record["work"]
+        return "ids" in self.record["work"] and not self.whole
 
     @property
     def failed(self) -> int:

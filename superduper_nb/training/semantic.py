@@ -13,8 +13,9 @@ from superduper_nb.search.measures import Measure
 from superduper_nb.training.metrics import measured, retrieval_metric
 from superduper_nb.training.trainer import Trainer, mean
 
-__all__ = ["SemanticTrainer", "ranks"]
+__all__ = ["SemanticTrainer", "search_all"]
 
+_QUERIES: Final = 256
 _NEAREST: Final = 100
 """So many of the found documents does a metric of the user's own get to see."""
 
@@ -72,24 +73,46 @@ class SemanticTrainer(Trainer):
         if not self.metrics or not queries:
             return {}
         assert self.measure is not None
-        scores = scored(np.concatenate(queries), np.concatenate(documents), self.measure)
+        places, nearest = search_all(np.concatenate(queries), np.concatenate(documents), self.measure)
         results = {}
         for name, metric in self.metrics.items():
             if (ready := retrieval_metric(name)) is not None:
-                results[name] = ready(ranks(scores))
+                results[name] = ready(places)
             else:
-                found = np.argsort(-scores, axis=1, kind="stable")[:, :_NEAREST]
-                each = [measured(name, metric, row.tolist(), true) for true, row in enumerate(found)]
+                each = [measured(name, metric, found.tolist(), true) for true, found in enumerate(nearest)]
                 results[name] = float(np.mean(each))
         return results
 
 
-def scored(queries: Any, documents: Any, measure: Measure) -> Any:
-    """Return the score of every document for every query, as a search of the index would."""
-    return np.stack([measure.exact(query, documents)[0] for query in queries])
+def search_all(queries: Any, documents: Any, measure: Measure) -> tuple[Any, Any]:
+    """Search every document for each query, exactly.
+
+    Returns
+    -------
+    ranks : array of int
+        At which place (0 is the first) each query finds its own document; ties go against it.
+    nearest : array of int
+        The places of the documents that it finds first.
+    """
+    ranks, nearest = [], []
+    for at in range(0, len(queries), _QUERIES):
+        scores = _scores(queries[at : at + _QUERIES], documents, measure)
+        own = scores[np.arange(len(scores)), np.arange(at, at + len(scores))]
+        ranks.append(np.sum(scores >= own[:, None], axis=1) - 1)
+        nearest.append(np.argsort(-scores, axis=1, kind="stable")[:, :_NEAREST])
+    return np.concatenate(ranks), np.concatenate(nearest)
 
 
-def ranks(scores: Any) -> Any:
-    """Return at which place (0 is the first) each query finds its own document; ties go against it."""
-    own = np.diagonal(scores)[:, None]
-    return np.sum(scores >= own, axis=1) - 1
+def _scores(queries: Any, documents: Any, measure: Measure) -> Any:
+    if measure.function is not None:
+        return np.asarray(measure.function(queries, documents))
+    if measure.name == "l2":
+        squares = (queries**2).sum(axis=1)[:, None] + (documents**2).sum(axis=1)
+        return 2 * queries @ documents.T - squares
+    if measure.name == "cosine":
+        queries, documents = _normalized(queries), _normalized(documents)
+    return queries @ documents.T
+
+
+def _normalized(rows: Any) -> Any:
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)

@@ -63,7 +63,9 @@ class Stepper:
             total += weight * value
             if np.isfinite(value):
                 self._scaler.scale(loss * weight).backward()
-        if np.isfinite(total) and any(_has_grad(module) for module in self.trained.values()):
+        if not np.isfinite(total):
+            return total
+        if any(_has_grad(module) for module in self.trained.values()):
             self._apply(list(self.trained))
         for scheduler in self.schedulers.values():
             scheduler.step()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from inspect import isgenerator
 from typing import TYPE_CHECKING, Any
 
 from superduper_nb.documents.paths import get_path
@@ -120,7 +121,7 @@ class Trainer:
 
     def evaluate(self, batches: Iterable[tuple[Any, int]]) -> dict[str, float]:
         """Return the results over a validation set, given as ``(batch, its size)``; default: the mean of `step`."""
-        return {"loss": mean((float(self.step(batch)), size) for batch, size in batches)}
+        return {"loss": mean((_value(self.step(batch)), size) for batch, size in batches)}
 
     def modules(self) -> dict[str, nn.Module]:
         """Return what has parameters, by the model's name."""
@@ -131,6 +132,10 @@ class Trainer:
     def finished(self, model: str, bundle: dict[str, Any]) -> dict[str, Any]:
         """Return what is stored of a trained model: its object, preprocess and postprocess."""
         return bundle
+
+
+def _value(loss: Any) -> float:
+    return sum(float(each) for _, each in loss) if isgenerator(loss) else float(loss)
 
 
 def mean(weighted: Iterable[tuple[float, int]]) -> float:

@@ -1,0 +1,366 @@
+"""Imputations, semantic indexes and tasks of one's own, through real jobs in this process."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import distribution
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from training_models import DIGITS, bag, net, pixels
+
+import superduper_nb as sd
+from superduper_nb.errors import ConflictError, InvalidInputError, JobFailedError, NotFoundError
+from superduper_nb.models import Predictor
+
+Docs = sd.Collection[dict[str, Any]]
+QUICK = sd.Training(epochs=8, batch_size=32, lr=1e-2)
+
+
+def impute(docs: Docs, training: sd.Training = QUICK, **options: Any) -> Any:
+    options = {"loss": "cross_entropy", "metrics": ["accuracy", "f1"], **options}
+    return docs.create_imputation("digit", "net", "img", None, "label", training=training, **options)
+
+
+def curve(docs: Docs, name: str = "valid.loss", task: str = "digit") -> list[float]:
+    return list(docs.imputations[task].history[name].dropna())
+
+
+def test_an_imputation_learns_and_fills_the_missing_labels(digits: Docs, digit_rows: list[dict[str, Any]]) -> None:
+    jobs = impute(digits)
+    assert list(jobs) == ["train digit", "net/img"]
+    assert {job.status for job in jobs.values()} == {"succeeded"}
+    assert curve(digits, "valid.accuracy")[-1] > 0.85
+    runs = digits.imputations["digit"].runs
+    assert runs["state"].tolist() == ["succeeded"]
+    assert runs["best"].iloc[0] == min(curve(digits))
+    assert runs["valid.f1"].iloc[0] > 0.8
+    assert digits.imputations["digit"]["target_key"] == "label"
+
+    # What is stored is the label, computed by the version that training stored.
+    assert digits.models.versions("net") == [1, 2]
+    local = Predictor(digits.models["net"], postprocess=lambda logits: sorted(DIGITS)[int(logits.argmax())])
+    filled = {d["_id"]: d["_outputs"]["img"]["net"] for d in digits.find({"label": {"$exists": False}})}
+    expected = {row["_id"]: local.predict(row["img"]) for row in digit_rows if "label" not in row}
+    assert filled == expected
+    assert digits.insert_one({"_id": "new", "img": digit_rows[3]["img"]}).jobs
+    assert digits.find_one("new")["_outputs"]["img"]["net"] == local.predict(digit_rows[3]["img"])  # type: ignore[index]
+
+    # Cells are run again: neither the training nor the untrained model comes back.
+    assert not impute(digits)
+    assert not digits.create_model("net", net())
+    assert digits.models.versions("net") == [1, 2]
+    # Another seed starts from the model as it was, and both runs can be compared.
+    impute(digits, sd.Training(epochs=8, batch_size=32, lr=1e-2, seed=1))
+    runs = digits.imputations["digit"].runs
+    assert runs["training.seed"].fillna(0).tolist() == [0, 1]
+    first = [point["valid.loss"] for point in histories(digits) if point["step"] == 0]
+    assert first[0] == first[1]
+    # The old version is there to go back to; it is no no-op, though the current one was made of it.
+    digits.models.rollback("net", 1)
+    assert digits.models.versions("net") == [1, 2, 3, 4]
+    assert torch.equal(digits.models["net"].layers[0].weight, net().layers[0].weight)
+    assert not digits.create_model("net", net())
+    # It is used, and with it its history goes.
+    with pytest.raises(ConflictError, match="imputation digit"):
+        digits.models.delete("net")
+    digits.imputations.delete("digit")
+    assert digits.database["_sddb.runs"].count_documents({}) == 0
+    assert digits.database["_sddb.history"].count_documents({}) == 0
+
+
+def histories(docs: Docs) -> list[dict[str, Any]]:
+    points = (
+        docs.database["_sddb.history"].find({"values.valid/loss": {"$exists": True}}).sort([("run", 1), ("step", 1)])
+    )
+    return [{"step": point["step"], "valid.loss": point["values"]["valid/loss"]} for point in points]
+
+
+def test_the_same_seed_gives_the_same_weights(digits: Docs) -> None:
+    weights = []
+    for _ in range(2):
+        digits.models.rollback("net", 1)
+        torch.rand(3)
+        before = torch.get_rng_state()
+        impute(digits, sd.Training(max_steps=20, batch_size=32))
+        assert torch.equal(torch.get_rng_state(), before)  # a notebook's own generator is left as it was
+        digits.imputations.delete("digit")
+        weights.append(digits.models["net"].state_dict())
+    assert not torch.equal(weights[0]["layers.0.weight"], net().layers[0].weight)
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_few_steps_are_saved_too(digits: Docs) -> None:
+    """PEER 2.4: with the default interval nothing was ever validated, so nothing was saved."""
+    impute(digits, sd.Training(max_steps=5))
+    assert digits.models.versions("net") == [1, 2]
+    assert digits.imputations["digit"].runs["best_step"].tolist() == [5]
+
+
+def test_an_empty_valid_fold_is_no_error(digits: Docs) -> None:
+    """PEER 2.4: ZeroDivisionError."""
+    digits.delete_many({"_fold": "valid"})
+    filter = {"_id": {"$lt": 100}}
+    jobs = impute(digits, sd.Training(max_steps=20), filter=filter)
+    assert jobs["train digit"].status == "succeeded"
+    assert digits.imputations["digit"].runs["monitor"].tolist() == ["loss"]
+    assert filter == {"_id": {"$lt": 100}}  # PEER 2.4: _fold leaked into it
+    assert digits.imputations["digit"]["filter"] == filter
+    assert "is empty" in jobs["train digit"].logs()[0]["text"]
+
+
+def test_any_result_can_be_monitored_and_stops_early(digits: Docs) -> None:
+    """PEER 2.4: only watch='objective' ever saved a model."""
+    how = sd.Training(max_steps=200, lr=0.05, validate_every=5, monitor="valid.accuracy", early_stopping=3)
+    impute(digits, how)
+    run = digits.imputations["digit"].runs.iloc[0]
+    accuracies = digits.imputations["digit"].history["valid.accuracy"].dropna()
+    assert run["best"] == accuracies.max()
+    assert run["step"] < 200
+    assert run["best_step"] == accuracies.idxmax() == run["step"] - 15
+    assert "no better for 3" in run["stopped"]
+
+
+def test_bad_data_is_told_in_a_line(digits: Docs) -> None:
+    for filter, said in [
+        ({"_id": -1}, "nothing to learn from"),
+        ({"label": "two"}, "'label' is 'two' in every document"),
+    ]:
+        jobs = sd.Collection.create_imputation(
+            digits, "digit", "net", "img", None, "label", loss="cross_entropy", filter=filter
+        )
+        assert "\n" not in (jobs["train digit"].error or "")
+        with pytest.raises(JobFailedError, match=said):
+            jobs["train digit"].wait()
+        assert jobs["train digit"].error
+    assert list(digits.watchers) == []
+    assert digits.models.versions("net") == [1]
+    # The failed one is tried again when its cell is.
+    assert digits.create_imputation("digit", "net", "img", None, "label", loss="cross_entropy", filter={"label": "two"})
+
+
+def test_what_cannot_be_learnt_from_is_skipped_and_counted(digits: Docs) -> None:
+    unseen = {"_id": "unseen", "img": pixels(np.zeros(64)), "label": "eleven", "_fold": "valid"}
+    short = {"_id": "short", "img": pixels(np.zeros(3)), "label": "one", "_fold": "train"}
+    pending = {"_id": "away", "img": {"_content": {"url": "https://x.test/a", "type": "array"}}, "label": "one"}
+    digits.insert_many([unseen, {**pending, "_fold": "train"}])
+    jobs = impute(digits, sd.Training(max_steps=30))
+    failures = jobs["train digit"].failures
+    assert jobs["train digit"].status == "succeeded"
+    assert {each["_id"] for each in failures["first"]} == {"unseen", "away"}
+    assert failures["count"] == 2
+    assert any("'eleven' is in no document" in each["error"] for each in failures["first"])
+    assert digits.imputations["digit"].runs["skipped"].tolist() == [2]
+    del short
+
+
+def test_a_loss_that_becomes_nan_stops_it_and_keeps_the_best(digits: Docs) -> None:
+    digits.create_loss("sometimes", nan_after(40))
+    jobs = (
+        digits.create_imputation(
+            "digit",
+            "net",
+            "img",
+            "number",
+            "label",
+            loss="sometimes",
+            training=sd.Training(max_steps=60, validate_every=10),
+        )
+        if digits.create_function("number", DIGITS.index) is not None
+        else {}
+    )
+    (stopped,) = jobs["train digit"].failures["first"]
+    assert "the loss was nan at step" in stopped["error"]
+    run = digits.imputations["digit"].runs.iloc[0]
+    assert 0 < run["best_step"] < run["step"] < 60
+    assert digits.models.versions("net") == [1, 2]
+    assert all(torch.isfinite(each).all() for each in digits.models["net"].state_dict().values())
+
+    digits.create_loss("never", nan_after(0))
+    digits.models.rollback("net", 1)
+    jobs = digits.create_imputation("other", "net", "img", "number", "label", loss="never")
+    assert "nan at step 1 (epoch 0)" in (jobs["train other"].error or "")
+    assert jobs["net/img"].status == "blocked"
+
+
+class nan_after:  # noqa: N801  # a function with a count
+    def __init__(self, calls: int) -> None:
+        self.calls = calls
+
+    def __call__(self, outputs: Any, targets: Any) -> Any:
+        if outputs.requires_grad:
+            self.calls -= 1
+        return torch.nn.functional.cross_entropy(outputs, targets) * (1.0 if self.calls >= 0 else float("nan"))
+
+
+def test_own_metrics_may_answer_tensors(digits: Docs) -> None:
+    digits.create_metric("right", lambda outputs, targets: (outputs.argmax(1) == targets).float().mean())
+    digits.create_metric("broken", lambda outputs, targets: 1 / 0)
+    impute(digits, sd.Training(max_steps=10), metrics=["accuracy", "right"])
+    assert curve(digits, "valid.right") == pytest.approx(curve(digits, "valid.accuracy"))
+    jobs = impute(digits, sd.Training(max_steps=10), metrics=["broken"])
+    assert "The metric 'broken' failed: ZeroDivisionError" in (jobs["train digit"].error or "")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_an_absent_gpu_is_named(digits: Docs) -> None:
+    jobs = impute(digits, sd.Training(max_steps=1, device="cuda"))
+    assert "torch sees no GPU here" in (jobs["train digit"].error or "")
+
+
+def test_regression_and_several_labels(docs: Docs) -> None:
+    docs.create_model("line", torch.nn.Linear(2, 1))
+    rng = np.random.default_rng(0)
+    for i, x in enumerate(rng.normal(size=(300, 2)).astype(np.float32)):
+        tags = [name for name, value in zip(("right", "up"), x, strict=True) if value > 0]
+        docs.insert_one(
+            {"_id": i, "x": x, "y": float(2 * x[0] - x[1]), "tags": tags, "_fold": "valid" if i % 5 == 0 else "train"}
+        )
+    how = sd.Training(epochs=50, lr=0.1, scheduler="cosine", warmup_steps=5)
+    docs.create_imputation("y", "line", "x", None, "y", loss="mse", metrics=["mae", "mse"], training=how)
+    assert docs.imputations["y"].runs["valid.mae"].iloc[0] < 0.02
+    docs.create_model("tagger", torch.nn.Linear(2, 2))
+    docs.create_imputation("tags", "tagger", "x", None, "tags", loss="bce", metrics=["accuracy", "f1"], training=how)
+    assert docs.imputations["tags"].runs["valid.f1"].iloc[0] > 0.95
+    found = docs.find_one({"tags": ["right"]})
+    assert found is not None
+    assert found["_outputs"]["x"]["tagger"] == ["right"]
+    assert found["_outputs"]["x"]["line"] == pytest.approx(found["y"], abs=0.1)
+
+
+def emoji() -> list[dict[str, Any]]:
+    """Return 1 915 emoji with their names and keywords."""
+    path = distribution("emojis.py").locate_file("emojis/database/data.json")
+    entries = json.loads(path.read_text("utf-8"))  # type: ignore[attr-defined]
+    found = [(entry["label"], " ".join(entry["tags"])) for entry in entries if "group" in entry and entry["tags"]]
+    return [
+        {"_id": i, "name": name, "tags": tags, "_fold": "valid" if i % 10 == 0 else "train"}
+        for i, (name, tags) in enumerate(found)
+    ]
+
+
+def test_two_towers_learn_to_find_each_other(docs: Docs) -> None:
+    docs.insert_many(emoji())
+    docs.create_model("names", bag(0), type="vector")
+    docs.create_model("words", bag(1), type="vector")
+    docs.create_metric("first", lambda found, true: torch.tensor(found[0] == true))
+    how = sd.Training(epochs=6, lr=1e-2)
+    metrics = ["recall@1", "recall@10", "mrr", "ndcg@10", "first"]
+    jobs = docs.create_semantic_index(
+        "meaning", ["names", "words"], ["name", "tags"], loss="info_nce", metrics=metrics, training=how
+    )
+    assert list(jobs) == ["train meaning", "names/name"]
+    history = docs.semantic_indexes["meaning"].history
+    before, after = history["valid.recall@10"].iloc[0], history["valid.recall@10"].iloc[-1]
+    assert after > before + 0.1
+    assert history["valid.first"].dropna().tolist() == pytest.approx(history["valid.recall@1"].dropna().tolist())
+    assert docs.models.versions("names") == docs.models.versions("words") == [1, 2]
+
+    # The number is that of a real search: each validation query, by the trained towers, among the documents of its set.
+    valid = list(docs.find({"_fold": "valid"}))
+    hits = 0
+    for document in valid:
+        found = docs.find({"_fold": "valid"}, like={"tags": document["tags"]}, n=10)
+        hits += document["_id"] in [each["_id"] for each in found]
+    assert hits / len(valid) == pytest.approx(after, abs=0.02)
+
+
+def test_one_tower_and_a_splitter(docs: Docs) -> None:
+    """PEER 2.4: validation without a splitter failed, and with one flipped the database's settings."""
+    docs.insert_many(emoji()[:600])
+
+    def split(document: dict[str, Any]) -> Any:
+        if document["_id"] == 7:
+            raise ValueError("I don't like this one")
+        return {"name": document["tags"]}, document
+
+    docs.create_splitter("by tags".replace(" ", "_"), split)
+    docs.create_model("tower", bag(0), type="vector")
+    with pytest.raises(InvalidInputError, match="two sides"):
+        docs.create_semantic_index("meaning", ["tower"], ["name"], loss="info_nce")
+    jobs = docs.create_semantic_index(
+        "meaning", ["tower"], ["name"], loss="triplet", splitter="by_tags", training=sd.Training(epochs=2, lr=1e-2)
+    )
+    assert jobs["train meaning"].failures == {
+        "count": 1,
+        "first": [{"_id": 7, "error": "ValueError: I don't like this one"}],
+    }
+    losses = docs.semantic_indexes["meaning"].history["valid.loss"].dropna()
+    assert losses.iloc[-1] < losses.iloc[0]
+    assert docs.find(like={"name": "grinning face"}, n=3).to_list()
+
+
+class Denoise(sd.Trainer):
+    """Restores an image; counts what is given to it."""
+
+    def step(self, batch: Any) -> Any:
+        (x,) = batch
+        noise = torch.rand_like(x) * self.options["noise"]
+        assert self.loss is not None
+        return self.loss(self.sides[0].output(x + noise), x)
+
+
+class Both(sd.Trainer):
+    """Two models in turn, as the two of a GAN."""
+
+    def step(self, batch: Any) -> Any:
+        first, second = self.sides
+        yield "a", (first.output(batch[0]) ** 2).mean()
+        yield "b", (second.output(first.output(batch[0])) - batch[1]).pow(2).mean()
+
+
+def test_a_trainer_of_ones_own(digits: Docs) -> None:
+    digits.create_model("coder", torch.nn.Sequential(torch.nn.Linear(64, 16), torch.nn.Linear(16, 64)))
+    digits.create_trainer("denoise", Denoise)
+    how = sd.Training(epochs=3, lr=1e-2)
+    digits.create_learning_task("clean", "denoise", ["coder"], ["img"], loss="mse", training=how, noise=0.1)
+    losses = digits.learning_tasks["clean"].history["valid.loss"].dropna()
+    assert losses.iloc[-1] < 0.7 * losses.iloc[0]
+    assert digits.models.versions("coder") == [1, 2]
+    digits.create_model("a", torch.nn.Linear(64, 64))
+    digits.create_model("b", torch.nn.Linear(64, 64))
+    digits.create_trainer("both", Both)
+    digits.create_learning_task("gan", "both", ["a", "b"], ["img", "img"], training=how)
+    losses = digits.learning_tasks["gan"].history["valid.loss"].dropna()
+    assert losses.iloc[-1] < losses.iloc[0]
+    assert digits.models.versions("a") == digits.models.versions("b") == [1, 2]
+
+
+def test_frozen_models_stay_and_features_are_read(digits: Docs) -> None:
+    """Transfer learning: a head on what another model made of the image."""
+    digits.create_model("body", torch.nn.Linear(64, 24), type="vector")
+    digits.create_watcher("body", "img")
+    digits.create_model("head", torch.nn.Linear(24, 10))
+    jobs = digits.create_imputation(
+        "digit", "head", "img", None, "label", loss="cross_entropy", features={"img": "body"}, training=QUICK
+    )
+    assert jobs["train digit"].failures["count"] == 0
+    assert digits.models.versions("body") == [1]
+    assert digits.models.versions("head") == [1, 2]
+    right = [
+        d["_outputs"]["img"]["head"] == d["label"] for d in digits.find({"_fold": "valid", "label": {"$exists": True}})
+    ]
+    assert np.mean(right) > 0.8
+    # A target that is a model: distillation, the teacher frozen.
+    digits.create_model("teacher", torch.nn.Linear(64, 10))
+    how = sd.Training(max_steps=40, use_grads={"teacher": False}, validate_every=20)
+    digits.create_imputation("distil", "net", "img", "teacher", "img", loss="mse", training=how)
+    assert digits.models.versions("teacher") == [1]
+    losses = curve(digits, task="distil")
+    assert losses[-1] < losses[0]
+
+
+def test_registering_checks_names(digits: Docs) -> None:
+    with pytest.raises(InvalidInputError, match="Did you mean 'cross_entropy'"):
+        impute(digits, loss="cross_entropi")
+    with pytest.raises(InvalidInputError, match="No metric is called 'acuracy'"):
+        impute(digits, metrics=["acuracy"])
+    with pytest.raises(InvalidInputError, match=r"sd\.Training"):
+        impute(digits, training={"lr": 1})  # type: ignore[arg-type]
+    with pytest.raises(NotFoundError, match="No function and no model is called 'x'"):
+        digits.create_imputation("digit", "net", "img", "x", "label", loss="mse")
+    with pytest.raises(InvalidInputError, match="need a loss="):
+        digits.create_semantic_index("i", ["net"], ["img"], metrics=["mrr"])
+    assert list(digits.imputations) == []
