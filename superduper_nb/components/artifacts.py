@@ -7,6 +7,7 @@ when its signature verifies over the very bytes that are loaded.
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 import sys
 import threading
@@ -71,17 +72,20 @@ def _culprit(obj: Any, depth: int = 3) -> str:
 
 def _local_modules() -> list[ModuleType]:
     """Find the user's own loaded modules: those under the working folder that no installation owns."""
-    here = Path.cwd().resolve()
-    installed = [Path(prefix).resolve() for prefix in {sys.prefix, sys.base_prefix}]
+    here = _folder(".")  # compared as text: there are thousands of modules
+    installed = tuple(_folder(prefix) for prefix in {sys.prefix, sys.base_prefix})
     found = []
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
         if not file or name == "__main__" or name.partition(".")[0] == "superduper_nb":
             continue
-        path = Path(file)
-        if path.is_relative_to(here) and not any(path.is_relative_to(p) for p in installed):
+        if file.startswith(here) and not file.startswith(installed):
             found.append(module)
     return found
+
+
+def _folder(path: str) -> str:
+    return f"{Path(path).resolve()}{os.sep}"
 
 
 @contextmanager

@@ -62,8 +62,9 @@ class TrainingWork:
             watcher = imputing(task.collection, task.definition)
             self._loader.store.put("watcher", watcher.id, watcher.definition(), collection=task.collection)
         if cancelled:
-            watchers = [watcher for model in models for watcher in dependents(self._loader.store, model)]
-            backfill(JobStore(self._database), list(dict.fromkeys(watchers)))
+            concerned = [watcher for model in models for watcher in dependents(self._loader.store, model)]
+            once = {(watcher.collection, watcher.id): watcher for watcher in concerned}
+            backfill(JobStore(self._database), list(once.values()))
 
     def condemn(self, id: Any, message: str) -> None:
         """Say that it ends its worker each time."""

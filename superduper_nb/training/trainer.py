@@ -135,7 +135,9 @@ class Trainer:
 
 
 def _value(loss: Any) -> float:
-    return sum(float(each) for _, each in loss) if isgenerator(loss) else float(loss)
+    if not isgenerator(loss):
+        return float(loss)
+    return sum(float(turn[1]) for turn in list[Any](loss))
 
 
 def mean(weighted: Iterable[tuple[float, int]]) -> float:
