@@ -105,19 +105,24 @@ class Measure:
         return np.asarray(products / (np.sqrt(np.sum(rows * rows, axis=1)) * np.sqrt(np.sum(q * q))))
 
     def _own(self, query: Floats, vectors: Floats) -> Floats:
+        return np.asarray(self.own(query[None, :], vectors)[0])
+
+    def own(self, queries: Floats, vectors: Floats) -> Floats:
+        """Score with the registered function: array of shape (queries, vectors)."""
         assert self.function is not None
         try:
-            scores = np.asarray(self.function(query[None, :], vectors), dtype=np.float64)
+            scores = np.asarray(self.function(queries, vectors), dtype=np.float64)
         except SuperduperError:
             raise
         except Exception as error:
             raise ModelError(f"The measure {self.name!r} failed: {type(error).__name__}: {error}") from error
-        if scores.shape != (1, len(vectors)):
+        wanted = (len(queries), len(vectors))
+        if scores.shape != wanted:
             raise ModelError(
                 f"The measure {self.name!r} answered an array of shape {scores.shape} "
-                f"to 1 query and {len(vectors)} vectors; it must be (1, {len(vectors)})."
+                f"to {wanted[0]} queries and {wanted[1]} vectors; it must be {wanted}."
             )
-        return np.asarray(np.where(np.isnan(scores[0]), -np.inf, scores[0]))
+        return np.asarray(np.where(np.isnan(scores), -np.inf, scores))
 
 
 def _open_where_wild(

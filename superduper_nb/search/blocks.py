@@ -1,0 +1,233 @@
+"""Many queries at a time by blocked matrix products: exact, in bounded memory.
+
+A product of matrices reads each vector once for a whole block of queries, so it runs at the speed of the processor
+where single queries run at that of memory. Scores come in float32 first; what their error leaves open is scored again
+in float64, so that the result is that of float64 over all pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from superduper_nb.search.measures import Floats, Measure
+
+__all__ = ["blocked_pairs", "blocked_topk", "near_rows"]
+
+_QUERIES: Final = 256
+_ROWS: Final = 4096
+"""A block of scores is 4 MB: it stays in the cache while it is looked through."""
+_SLACK: Final = 8
+"""Candidates are thinned out when they are so many times what is asked for."""
+_TAME: Final = (1e-15, 1e15)
+_OWN_ERROR: Final = 1e-6
+
+Rows = NDArray[np.intp]
+
+
+def blocked_topk(
+    vectors: Floats, n: int, measure: Measure, block: int = _QUERIES
+) -> Iterator[tuple[int, Rows, Floats]]:
+    """Find the `n` nearest others of every row: a kNN graph, some rows at a time.
+
+    Parameters
+    ----------
+    vectors : array of shape (rows, d), float32
+        Finite; under cosine, without zero vectors.
+    n : int
+        Neighbours a row; fewer where there are not so many others.
+    measure : Measure
+        How near two rows are.
+    block : int, default 256
+        Rows at a time.
+
+    Yields
+    ------
+    start : int
+        The first row of the block.
+    neighbours : array of shape (block, n)
+        Rows, best first, ties by row.
+    scores : array of shape (block, n), float64
+        Higher is nearer.
+    """
+    norms = row_norms(vectors)
+    wanted = min(n, len(vectors) - 1)
+    for start in range(0, len(vectors), block):
+        queries = vectors[start : start + block]
+        found = np.empty((len(queries), max(0, wanted)), dtype=np.intp)
+        scores = np.empty(found.shape)
+        near = near_rows(queries, vectors, norms, wanted + 1, measure) if wanted > 0 else []
+        for i, rows in enumerate(near):
+            others = rows[rows != start + i]
+            exact, _ = measure.exact(queries[i], vectors[others])
+            order = np.lexsort((others, -exact))[:wanted]
+            found[i], scores[i] = others[order], exact[order]
+        yield start, found, scores
+
+
+def blocked_pairs(
+    vectors: Floats, min_score: float, measure: Measure, block: int = _QUERIES
+) -> Iterator[tuple[int, Rows, Rows, Floats]]:
+    """Find all pairs of rows that score at least `min_score`, some rows at a time.
+
+    Yields
+    ------
+    start : int
+        The first row of the block.
+    first, second : arrays of shape (pairs,)
+        Rows, the first one the smaller; ordered by it.
+    scores : array of shape (pairs,), float64
+    """
+    norms = row_norms(vectors)
+    for start in range(0, len(vectors), block):
+        queries = vectors[start : start + block]
+        first, second, scores = [], [], []
+        for i, near in enumerate(_rows_above(queries, vectors[start:], norms[start:], min_score, measure)):
+            rows = near[near > i] + start
+            exact, _ = measure.exact(queries[i], vectors[rows])
+            keep = exact >= min_score
+            first.append(np.full(int(keep.sum()), start + i, dtype=np.intp))
+            second.append(rows[keep])
+            scores.append(exact[keep])
+        yield start, np.concatenate(first), np.concatenate(second), np.concatenate(scores)
+
+
+def near_rows(queries: Floats, vectors: Floats, norms: Floats, n: int, measure: Measure) -> list[Rows]:
+    """Return, for each query, rows that are sure to hold its `n` best and all that tie with the last of them.
+
+    Parameters
+    ----------
+    queries : array of shape (m, d), float32
+    vectors : array of shape (rows, d), float32
+    norms : array of shape (rows,)
+        Euclidean norms of the vectors; under cosine none of them is 0.
+    n : int
+    measure : Measure
+    """
+    found: list[Rows] = []
+    for start in range(0, len(queries), _QUERIES):
+        found += _Nearest(queries[start : start + _QUERIES], n).of(vectors, norms, measure)
+    return found
+
+
+def row_norms(vectors: Floats) -> Floats:
+    """Return the Euclidean norm of each row."""
+    squares = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)
+    with np.errstate(over="ignore"):
+        return np.asarray(np.sqrt(squares), dtype=np.float32)
+
+
+class _Nearest:
+    """The candidates of a block of queries, while blocks of rows go by."""
+
+    def __init__(self, queries: Floats, n: int) -> None:
+        self._queries, self._n = queries, n
+        self._floor = np.full(len(queries), -np.inf)
+        """Of each query, a score that `n` rows surely reach."""
+        self._kept: list[tuple[Rows, Rows, Floats, Floats]] = []
+        self._count = 0
+
+    def of(self, vectors: Floats, norms: Floats, measure: Measure) -> list[Rows]:
+        """Look at all rows; return the candidates of each query."""
+        for start in range(0, len(vectors), _ROWS):
+            part = slice(start, start + _ROWS)
+            self._look(start, *_scores(self._queries, vectors[part], norms[part], measure))
+        if not self._kept:
+            return [np.empty(0, dtype=np.intp)] * len(self._queries)
+        self._thin()
+        of, rows, _, _ = self._kept[0]
+        return np.split(rows, np.searchsorted(of, np.arange(1, len(self._queries))))
+
+    def _look(self, start: int, scores: Floats, error: Floats) -> None:
+        """Keep what may be among the best."""
+        if not self._count and self._n < scores.shape[1]:
+            place = scores.shape[1] - self._n
+            self._floor = np.partition(scores, place, axis=1)[:, place] - error
+        # The bound in the scores' own type: two types side by side would be compared in the wider, slowly.
+        bound = np.nextafter((self._floor - error).astype(scores.dtype), scores.dtype.type(-np.inf))
+        flat = np.flatnonzero(scores >= bound[:, None])
+        of, column = np.divmod(flat, scores.shape[1])
+        self._kept.append((of, column + start, scores.ravel()[flat], error[of]))
+        self._count += len(flat)
+        if self._count > _SLACK * self._n * len(self._queries):
+            self._thin()
+
+    def _thin(self) -> None:
+        """Raise the floor to what the candidates say, and leave out those below it."""
+        of, rows, scores, error = (np.concatenate(part) for part in zip(*self._kept, strict=True))
+        order = np.lexsort((rows, of))
+        of, rows, scores, error = of[order], rows[order], scores[order], error[order]
+        ends = np.searchsorted(of, np.arange(len(self._queries) + 1))
+        for i, (begin, end) in enumerate(zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)):
+            if end - begin > self._n:
+                surely = scores[begin:end] - error[begin:end]
+                place = len(surely) - self._n
+                self._floor[i] = max(self._floor[i], np.partition(surely, place)[place])
+        keep = scores + error >= self._floor[of]
+        self._kept = [(of[keep], rows[keep], scores[keep], error[keep])]
+        self._count = int(keep.sum())
+
+
+def _rows_above(queries: Floats, vectors: Floats, norms: Floats, least: float, measure: Measure) -> list[Rows]:
+    """Return, for each query, rows that are sure to hold all that score at least so much."""
+    bound = _bound(queries, least, measure)
+    parts: list[tuple[Rows, Rows]] = []
+    for start in range(0, len(vectors), _ROWS):
+        part = slice(start, start + _ROWS)
+        scores, error = _scores(queries, vectors[part], norms[part], measure)
+        of, column = np.nonzero(scores >= (bound - error)[:, None])
+        parts.append((of, column + start))
+    of, rows = (np.concatenate(column) for column in zip(*parts, strict=True))
+    order = np.lexsort((rows, of))
+    return np.split(rows[order], np.searchsorted(of[order], np.arange(1, len(queries))))
+
+
+def _bound(queries: Floats, least: float, measure: Measure) -> Floats:
+    """Return what a score means on the scale of `_scores`, for each query."""
+    if measure.name != "l2":
+        return np.full(len(queries), least)
+    if not 0 < least <= 1:
+        return np.full(len(queries), np.inf if least > 1 else -np.inf)
+    squares = np.einsum("ij,ij->i", queries, queries, dtype=np.float64)
+    # Up to a few roundings, which decide nothing: whoever asks scores again.
+    return np.asarray(squares * (1 - 1e-12) - (1 / least - 1) ** 2 * (1 + 1e-12))
+
+
+def _scores(queries: Floats, vectors: Floats, norms: Floats, measure: Measure) -> tuple[Floats, Floats]:
+    """Score a block: array of shape (m, rows), and by how much each query's may be off.
+
+    For ``l2`` in the order of the scores, not the scores themselves.
+    """
+    if measure.function is not None:
+        scores = measure.own(queries, vectors)
+        finite = np.where(np.isfinite(scores), np.abs(scores), 0)
+        return scores, _OWN_ERROR * finite.max(axis=1, initial=0)  # a block may round otherwise than a single query
+    wide = queries.astype(np.float64)
+    lengths = np.sqrt(np.einsum("ij,ij->i", wide, wide))
+    if measure.name == "cosine":
+        wide, lengths = wide / lengths[:, None], np.ones(len(wide))
+    tame = _tame(norms) and _tame(lengths)
+    dtype: type[np.floating[Any]] = np.float32 if tame else np.float64
+    if not tame:
+        vectors = vectors.astype(np.float64)
+        norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+    scores = np.asarray(wide.astype(dtype) @ vectors.T)
+    # A sum of d products, in whatever order (Higham, Accuracy and Stability, 3.1), and a few roundings more.
+    unit, longest = 1.05 * (queries.shape[1] + 8) * float(np.finfo(dtype).eps) / 2, float(norms.max())
+    if measure.name == "cosine":
+        scores *= (1 / norms).astype(dtype)
+        return scores, np.full(len(wide), unit)
+    if measure.name == "dot":
+        return scores, unit * lengths * longest
+    scores *= 2
+    scores -= norms * norms
+    return scores, unit * (2 * lengths * longest + longest**2)
+
+
+def _tame(norms: Floats) -> bool:
+    """Say whether no product of float32 under- or overflows enough to matter."""
+    low, high = _TAME
+    return bool((((norms >= low) & (norms <= high)) | (norms == 0)).all())
