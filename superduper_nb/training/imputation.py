@@ -159,7 +159,8 @@ class ImputationTrainer(Trainer):
         own = bundle["postprocess"] or getattr(bundle["object"], "postprocess", None)
         if own is not None and not isinstance(own, (Labels, Number)):
             return bundle
-        if model != self.sides[0].model or isinstance(self.target, Side) or callable(self.target):
+        made_here = self.loss is not None and self.target is None and model == self.sides[0].model
+        if not made_here:
             return bundle
         return {**bundle, "postprocess": self.labels or Number()}
 

@@ -15,6 +15,8 @@ from superduper_nb.errors import InvalidInputError, NotFoundError
 from superduper_nb.models import Loader
 from superduper_nb.training.building import Builder
 from superduper_nb.training.data import Documents, Samples, Skipped
+from superduper_nb.training.estimators import fit, is_estimator
+from superduper_nb.training.imputation import ImputationTrainer
 from superduper_nb.training.loop import Loop, Onlooker, Result
 from superduper_nb.training.options import Training
 from superduper_nb.training.runs import RunRecorder, RunStore
@@ -95,26 +97,35 @@ class Run:
             print("The fold 'valid' is empty: the training loss says which weights are best.")
         recorder = RunRecorder(self._runs, self.id)
         self._runs.update(self.id, total=total, documents=len(train.documents))
+        self._trainer = trainer
+        if isinstance(trainer, ImputationTrainer) and is_estimator(trainer.sides[0].module):
+            result = fit(trainer, self.training, train, validation, recorder, onlooker)
+            return Trained(result, {}, self._skipped)
+        if trainer.loss is None and self.task.kind == "imputation":
+            raise InvalidInputError("The model is a torch module: say by which loss= it is to be trained.")
         loop = Loop(Stepper(trainer, self.training, total), self.training, train, validation, total, recorder, onlooker)
         result = loop.run(checkpoint)
-        self._trainer = trainer
         return Trained(result, {}, self._skipped)
 
     def store(self, trained: Trained) -> Trained:
         """Store the best weights as new versions of the models; done twice, it is done once."""
         versions = {}
-        for model in self._trainer.modules():
-            if not self.training.use_grads.get(model, True):
-                continue
+        for model in self._trained_models():
             before = self._builder.versions[model]
             bundle = self._trainer.finished(model, self._builder.bundles[model])
-            bundle["object"].to("cpu")
             origin = {"base": before.base, "by": self._by, "run": self.id}
             made, _ = self._loader.store.put("model", model, before.definition, obj=bundle, origin=origin)
             versions[model] = made
         ends = {model: made.version for model, made in versions.items()}
         self._runs.finish(self.id, trained.result, ends, self._skipped.reasons)
         return Trained(trained.result, versions, self._skipped)
+
+    def _trained_models(self) -> list[str]:
+        modules = self._trainer.modules()
+        for module in modules.values():
+            module.to("cpu")  # where it is stored from, and loaded to
+        names = list(modules) or [self._trainer.sides[0].model]
+        return [name for name in names if self.training.use_grads.get(name, True)]
 
     @property
     def _by(self) -> str:

@@ -230,6 +230,24 @@ def test_regression_and_several_labels(docs: Docs) -> None:
     assert found["_outputs"]["x"]["line"] == pytest.approx(found["y"], abs=0.1)
 
 
+def test_estimators_are_fitted(digits: Docs) -> None:
+    from sklearn.linear_model import LogisticRegression, SGDClassifier
+
+    digits.create_model("logistic", LogisticRegression(max_iter=200))
+    digits.create_imputation("digit", "logistic", "img", None, "label", metrics=["accuracy", "f1"])
+    assert digits.imputations["digit"].runs["valid.accuracy"].iloc[0] > 0.9
+    assert digits.find_one({"_id": 899})["_outputs"]["img"]["logistic"] in DIGITS  # type: ignore[index]
+    digits.create_model("sgd", SGDClassifier(random_state=0))
+    how = sd.Training(epochs=5, batch_size=50)
+    jobs = digits.create_imputation("streamed", "sgd", "img", None, "label", metrics=["accuracy"], training=how)
+    assert jobs["train streamed"].progress[0] == 5 * -(-711 // 50)
+    assert digits.imputations["streamed"].runs["valid.accuracy"].iloc[0] > 0.8
+    jobs = digits.create_imputation("wrong", "sgd", "img", None, "label", loss="mse")
+    assert "leave out loss=" in (jobs["train wrong"].error or "")
+    jobs = digits.create_imputation("wrong", "net", "img", None, "label")
+    assert "by which loss=" in (jobs["train wrong"].error or "")
+
+
 def emoji() -> list[dict[str, Any]]:
     """Return 1 915 emoji with their names and keywords."""
     path = distribution("emojis.py").locate_file("emojis/database/data.json")
