@@ -10,10 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from superduper_nb.errors import InvalidInputError, ModelError
+from superduper_nb.search.metrics import ndcg, recall, reciprocal_rank
 
 __all__ = ["RETRIEVAL_HELP", "TARGET_METRICS", "measured", "retrieval_metric"]
 
-_RETRIEVAL: Final = re.compile(r"(recall|ndcg|mrr)(?:@([1-9]\d*))?")
+_RANKINGS: Final = {"recall": recall, "ndcg": ndcg, "mrr": reciprocal_rank}
+_RETRIEVAL: Final = re.compile(r"(recall(?=@)|ndcg(?=@)|mrr)(?:@([1-9]\d*))?")
 RETRIEVAL_HELP: Final = "recall@k, mrr, ndcg@k"
 Ranks = NDArray[np.int64]
 
@@ -69,11 +71,8 @@ def retrieval_metric(name: str) -> Callable[[Ranks], float] | None:
     found = _RETRIEVAL.fullmatch(name)
     if found is None:
         return None
-    kind, k = found[1], int(found[2]) if found[2] else None
-    if kind == "recall":
-        return lambda ranks: float(np.mean(ranks < (k or 1)))
-    gain: Callable[[Ranks], Any] = (lambda r: 1 / (1 + r)) if kind == "mrr" else (lambda r: 1 / np.log2(2 + r))
-    return lambda ranks: float(np.mean(np.where(ranks < (k or len(ranks) + 1), gain(ranks), 0.0)))
+    of_one, k = _RANKINGS[found[1]], int(found[2]) if found[2] else None
+    return lambda ranks: float(np.mean([of_one([rank], 1, k or len(ranks)) for rank in ranks.tolist()]))
 
 
 def measured(name: str, metric: Callable[..., Any], *arguments: Any) -> float:
