@@ -86,6 +86,13 @@ class Address(_Section):
     port: Port | None = None
 
 
+class ModelServerConfig(Address):
+    """The model server: processes that run models, and the memory that these may hold models in, all together."""
+
+    replicas: int = Field(default=1, ge=1, le=256)
+    memory_gb: float | None = Field(default=None, gt=0)
+
+
 class MongoConfig(_Section):
     """Which MongoDB: ``uri``, else ``host`` and ``port``, else an embedded one with its files in ``data``."""
 
@@ -160,7 +167,7 @@ class Config(BaseSettings):
     mongodb: MongoConfig = MongoConfig()
     jobs: JobsConfig = JobsConfig()
     linear_algebra: Address = Address()
-    model_server: Address = Address()
+    model_server: ModelServerConfig = ModelServerConfig()
     redis: dict[str, Any] | None = Field(default=None, repr=False)
     valid_fraction: float = Field(default=0.05, ge=0, lt=1)
 

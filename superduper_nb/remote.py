@@ -7,8 +7,11 @@ lies below the rooms whose values it carries, so those are handed to it (`Carrie
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final, Generic, TypeVar
 from urllib.parse import quote
 
@@ -34,6 +37,9 @@ BSON: Final = "application/bson"
 _QUICK_S: Final = 30.0
 _SEARCH_S: Final = 60.0
 _PREDICT_S: Final = 120.0
+_CONNECTIONS: Final = 32
+_LENGTH: Final = 4
+"""Bytes at the start of a BSON document that say how long it is."""
 _SEND: Final[CodecOptions[dict[str, Any]]] = CodecOptions(uuid_representation=UuidRepresentation.STANDARD)
 _RECEIVE: Final[CodecOptions[dict[str, Any]]] = CodecOptions(datetime_conversion=DatetimeConversion.DATETIME_AUTO)
 
@@ -78,7 +84,8 @@ class RemoteServices(Generic[Reply, Prediction]):
     """
 
     def __init__(self, url: str, token: str | None = None, *, carried: Carried[Reply, Prediction]) -> None:
-        self._transport = Transport(url, token)
+        self._transport = Transport(url, token, connections=_CONNECTIONS)
+        self._threads = ThreadPoolExecutor(_CONNECTIONS, thread_name_prefix="superduper-remote")
         self._carried = carried
 
     def __repr__(self) -> str:
@@ -118,27 +125,69 @@ class RemoteServices(Generic[Reply, Prediction]):
         """List the models of a database, and which of them are loaded."""
         return list(self._call("GET", _path("models", database))["models"])
 
-    def predict(self, database: str, model: str, inputs: list[Any], version: int | None = None) -> Prediction:
+    def predict(
+        self, database: str, model: str, inputs: list[Any], version: int | None = None, errors: str = "raise"
+    ) -> Prediction:
         """Apply a model in the server."""
-        body: dict[str, Any] = {"inputs": self._carried.encode(list(inputs))}
+        body: dict[str, Any] = {"inputs": self._carried.encode(list(inputs)), "errors": errors}
         if version is not None:
             body["version"] = version
         answer = self._call("POST", _path("models", database, model, "predict"), body, timeout=_PREDICT_S)
         outputs = [self._output(output) for output in answer["outputs"]]
         return self._carried.prediction(outputs=outputs, version=answer["version"], took_ms=answer["took_ms"])
 
+    def submit(self, database: str, model: str, inputs: list[Any], **options: Any) -> Future[Prediction]:
+        """Apply a model in the server, without waiting; options are those of `predict`."""
+        return self._threads.submit(partial(self.predict, database, model, inputs, **options))
+
+    def stream(self, database: str, model: str, x: Any, version: int | None = None) -> Iterator[Any]:
+        """Yield what a model yields for one input, as it comes."""
+        body = {"input": self._carried.encode(x), **({} if version is None else {"version": version})}
+        for document in self._documents(_path("models", database, model, "stream"), body):
+            if "error" in document:
+                raise _as_error(document["error"])
+            if "end" in document:
+                return
+            yield self._carried.decode(document["output"])
+        raise ServerUnavailableError(f"The notebook server at {self.url} broke off: what came until then is good.")
+
+    def load_model(self, database: str, model: str, example: Any = None) -> dict[str, Any]:
+        """Load a model in the server, and apply it to an example."""
+        body = {"example": self._carried.encode(example)}
+        return self._call("POST", _path("models", database, model, "load"), body, timeout=_PREDICT_S)
+
+    def unload_model(self, database: str, model: str) -> None:
+        """Drop a model from the server's memory."""
+        self._call("POST", _path("models", database, model, "unload"), {})
+
     def notify(self, database: str, jobs: Collection[str]) -> None:
         """Say that new jobs were written in a database; the server finds out which."""
         self._call("POST", "jobs", {"database": database})
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections; what was submitted is let to its end."""
+        self._threads.shutdown(wait=False)
         self._transport.close()
 
     def _output(self, output: Any) -> Any:
         if isinstance(output, dict) and output.keys() == {"_error"}:
             return self._carried.item_error(output["_error"]["type"], output["_error"]["message"])
         return self._carried.decode(output)
+
+    def _documents(self, path: str, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """Yield the documents of an answer that comes in parts."""
+        held = b""
+        headers = {"Accept": BSON, "Content-Type": BSON}
+        parts = self._transport.stream("POST", API + path, body=_encoded(body), headers=headers, timeout=_PREDICT_S)
+        with closing(parts):
+            for part in parts:
+                held += part.body
+                if part.status >= 300:
+                    continue  # the error may be in parts, too
+                documents, held = _whole(held)
+                yield from documents
+            if part.status >= 300:
+                raise _error(self.url, replace(part, body=held))
 
     def _call(
         self, method: str, path: str, body: Mapping[str, Any] | None = None, *, timeout: float = _QUICK_S
@@ -158,6 +207,15 @@ def _path(*parts: str) -> str:
     return "/".join(quote(part, safe="") for part in parts)
 
 
+def _whole(data: bytes) -> tuple[list[dict[str, Any]], bytes]:
+    """Split bytes into the BSON documents that are there in full, and the rest."""
+    documents = []
+    while len(data) >= _LENGTH and len(data) >= (size := int.from_bytes(data[:_LENGTH], "little")):
+        documents.append(bson.decode(data[:size], _RECEIVE))
+        data = data[size:]
+    return documents, data
+
+
 def _encoded(body: Mapping[str, Any]) -> bytes:
     try:
         return bson.encode(body, codec_options=_SEND)
@@ -168,14 +226,19 @@ def _encoded(body: Mapping[str, Any]) -> bytes:
 def _error(url: str, answer: Answer) -> SuperduperError:
     """Make the error that the server raised; its ``code`` says which."""
     try:
-        reply = json.loads(answer.body)
-        message, code = str(reply["message"]), reply.get("code")
-    except (ValueError, LookupError, TypeError):
-        message, code = f"The notebook server at {url} answered {answer.status}.", None
-    cls = _classes().get(code) or _by_status(answer.status)
-    if issubclass(cls, OverloadedError):
-        return cls(message, float(answer.headers.get("Retry-After", "1")))
-    return cls(message)
+        reply = dict(json.loads(answer.body))
+    except (ValueError, TypeError):
+        reply = {}
+    retry_after = float(answer.headers.get("Retry-After", "1"))
+    return _as_error(
+        {"message": f"The notebook server at {url} answered {answer.status}.", **reply}, answer.status, retry_after
+    )
+
+
+def _as_error(reply: Mapping[str, Any], status: int = 500, retry_after: float = 1.0) -> SuperduperError:
+    cls = _classes().get(reply.get("code")) or _by_status(status)
+    message = str(reply["message"])
+    return cls(message, retry_after) if issubclass(cls, OverloadedError) else cls(message)
 
 
 def _classes(base: type[SuperduperError] = SuperduperError) -> dict[str | None, type[SuperduperError]]:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-from collections.abc import Callable, Collection
+from asyncio import AbstractEventLoop
+from collections.abc import Callable, Collection, Iterable
+from concurrent.futures import Future
 from functools import cache, partial
 from typing import Any, Protocol
 
@@ -28,7 +30,7 @@ from superduper_nb.jobs.records import JobStore
 from superduper_nb.models.apply import Predictor
 from superduper_nb.models.loading import Loader
 from superduper_nb.search import SearchEngine, SearchReply, SearchRequest
-from superduper_nb.serving import InProcessModels, ModelServer, Prediction
+from superduper_nb.serving import Errors, InProcessModels, ModelServer, Prediction, Stream
 
 __all__ = ["InProcessServices", "LocalServices", "Services"]
 
@@ -54,8 +56,22 @@ class Services(Protocol):
     def models(self, database: str) -> list[dict[str, Any]]:
         """List the models of a database, and how those in memory do."""
 
-    def predict(self, database: str, model: str, inputs: list[Any], version: int | None = None) -> Prediction:
+    def predict(
+        self, database: str, model: str, inputs: list[Any], version: int | None = None, errors: Errors = "raise"
+    ) -> Prediction:
         """Apply a model."""
+
+    def submit(self, database: str, model: str, inputs: list[Any], **options: Any) -> Future[Prediction]:
+        """Have a model applied; options are those of `predict`."""
+
+    def stream(self, database: str, model: str, x: Any, version: int | None = None) -> Iterable[Any]:
+        """Return what yields what a model yields for one input, as it comes; closed where iteration ends."""
+
+    def load_model(self, database: str, model: str, example: Any = None) -> dict[str, Any]:
+        """Load a model in the model server, and apply it to an example."""
+
+    def unload_model(self, database: str, model: str) -> None:
+        """Drop a model from the model server's memory."""
 
     def notify(self, database: str, jobs: Collection[str]) -> None:
         """Say that jobs were written; in-process services run them before they return."""
@@ -84,7 +100,7 @@ class _Engines:
                 "mongodb": self._mongodb_status(),
                 "jobs": self._jobs_status(),
                 "linear_algebra": {"state": "running", "where": "this process", "indexes": len(self._search.indexes())},
-                "model_server": {"state": "running", "where": "this machine", "models": len(models)},
+                "model_server": {**self._models.status(), "models": len(models)},
             },
         }
 
@@ -122,9 +138,32 @@ class _Engines:
             {"id": model.id, "version": model.version, **model.definition, **live.get(model.id, {})} for model in known
         ]
 
-    def predict(self, database: str, model: str, inputs: list[Any], version: int | None = None) -> Prediction:
+    def model_figures(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """Return what the model server says about each model, and about itself."""
+        return self._models.loaded(), self._models.status()
+
+    def predict(
+        self, database: str, model: str, inputs: list[Any], version: int | None = None, errors: Errors = "raise"
+    ) -> Prediction:
         """Apply a model."""
-        return self._models.predict(database, model, inputs, version=version)
+        return self._models.predict(database, model, inputs, version=version, errors=errors)
+
+    def submit(self, database: str, model: str, inputs: list[Any], **options: Any) -> Future[Prediction]:
+        """Have a model applied; options are those of `ModelServer.submit`."""
+        return self._models.submit(database, model, inputs, **options)
+
+    def stream(self, database: str, model: str, x: Any, version: int | None = None, **options: Any) -> Stream:
+        """Have a model's output for one input yielded; options are those of `ModelServer.stream`."""
+        return self._models.stream(database, model, x, version=version, **options)
+
+    def load_model(self, database: str, model: str, example: Any = None) -> dict[str, Any]:
+        """Load a model, and apply it to an example."""
+        made = self.predict(database, model, [] if example is None else [example])
+        return {"version": made.version, "took_ms": made.took_ms}
+
+    def unload_model(self, database: str, model: str) -> None:
+        """Drop a model from memory."""
+        self._models.unload(database, model)
 
     def jobs(self, database: str) -> JobStore:
         """Return the jobs of a database."""
@@ -139,7 +178,8 @@ class _Engines:
         return self.jobs(database).pending(collection, watcher)
 
     def _encode(self, database: str, model: str, inputs: list[Any], version: int | None) -> list[Any]:
-        return self.predict(database, model, inputs, version).outputs
+        outputs: list[Any] = self.predict(database, model, inputs, version).outputs
+        return outputs
 
 
 class InProcessServices(_Engines):
@@ -182,6 +222,8 @@ class LocalServices(_Engines):
         Where MongoDB is, how many workers.
     on_event : callable, optional
         Told of job events (`Dispatcher`).
+    loop : asyncio.AbstractEventLoop, optional
+        Where requests come from, which the model server may share; not that of the thread that closes the services.
 
     Attributes
     ----------
@@ -196,14 +238,20 @@ class LocalServices(_Engines):
 
     mode = "notebook server"
 
-    def __init__(self, config: Config, *, on_event: Callable[[dict[str, Any]], None] | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        on_event: Callable[[dict[str, Any]], None] | None = None,
+        loop: AbstractEventLoop | None = None,
+    ) -> None:
         with contextlib.ExitStack() as undo:
             self._mongod, self.mongo_uri = _mongodb(config, undo)
             with wrap_uri_errors(config.mongodb.where):
                 client: MongoClient[dict[str, Any]] = MongoClient(self.mongo_uri, **connect_options())
                 undo.callback(client.close)
                 client.admin.command("ping")
-            models = ModelServer(partial(load_model, self.mongo_uri), partial(current_version, self.mongo_uri))
+            models = _model_server(config, self.mongo_uri, loop)
             super().__init__(client, models)
             undo.callback(super().close)
             self._pool = _pool(config, self.mongo_uri)
@@ -266,6 +314,17 @@ def _pool(config: Config, mongo_uri: str) -> DaskPool:
         threads=settings.threads,
         port=settings.port or 0,
         environment=environment,
+    )
+
+
+def _model_server(config: Config, mongo_uri: str, loop: AbstractEventLoop | None) -> ModelServer:
+    settings = config.model_server
+    return ModelServer(
+        partial(load_model, mongo_uri),
+        partial(current_version, mongo_uri),
+        replicas=settings.replicas,
+        memory=int(settings.memory_gb * 2**30) if settings.memory_gb else None,
+        loop=loop,
     )
 
 

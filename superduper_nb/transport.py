@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import unquote, urlencode, urlsplit
@@ -17,6 +18,7 @@ from superduper_nb.errors import DeadlineError, InvalidInputError, ServerUnavail
 __all__ = ["Answer", "Transport", "is_loopback"]
 
 _CONNECT_S: Final = 5.0
+_PART: Final = 64 * 1024
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 _RETRIES: Final = urllib3.Retry(connect=2, read=False, redirect=0, status=0, other=0, backoff_factor=0.1)
 """Only what surely did not reach the server is sent again."""
@@ -89,24 +91,48 @@ class Transport:
         DeadlineError
             No answer in time.
         """
-        target = self._path + path + (f"?{urlencode(query)}" if query else "")
+        answer = self._open(method, path, timeout, query=query, body=body, headers=headers)
+        return Answer(answer.status, answer.headers, answer.data)
+
+    def stream(
+        self, method: str, path: str, *, body: bytes, headers: Mapping[str, str], timeout: float
+    ) -> Generator[Answer]:
+        """Send a request and yield its answer in parts as they come, each at most `timeout` seconds after the last.
+
+        When iteration ends early, the connection is closed, so that the server knows. Raises as `request` does.
+        """
+        answer = self._open(method, path, timeout, body=body, headers=headers, preload_content=False)
         try:
-            answer = self._pool.urlopen(
+            with self._meant(path, timeout):
+                for part in answer.stream(_PART, decode_content=False):
+                    yield Answer(answer.status, answer.headers, part)
+        finally:
+            answer.close()
+
+    def _open(self, method: str, path: str, timeout: float, **options: Any) -> urllib3.BaseHTTPResponse:
+        query: Mapping[str, str] | None = options.pop("query", None)
+        with self._meant(path, timeout):
+            return self._pool.urlopen(
                 method,
-                target,
-                body=body,
-                headers={**self._headers, **(headers or {})},
+                self._path + path + (f"?{urlencode(query)}" if query else ""),
+                headers={**self._headers, **(options.pop("headers") or {})},
                 timeout=urllib3.Timeout(connect=min(_CONNECT_S, timeout), read=timeout),
                 retries=_RETRIES,
                 redirect=False,
+                **options,
             )
+
+    @contextmanager
+    def _meant(self, path: str, timeout: float) -> Iterator[None]:
+        """Raise our own errors in the place of urllib3's."""
+        try:
+            yield
         except ReadTimeoutError:
             raise DeadlineError(f"The notebook server at {self.url} did not answer {path} in {timeout:g} s.") from None
         except (HTTPError, OSError) as error:
             raise ServerUnavailableError(
                 f"No answer from a notebook server at {self.url} ({_root(error)}): is it running? Then connect again."
             ) from None
-        return Answer(answer.status, answer.headers, answer.data)
 
     def close(self) -> None:
         """Close all connections."""

@@ -340,6 +340,12 @@ class Collection(FindingCollection[_DocumentType]):
 
     predict = passed_on(Database.predict)
     predict_many = passed_on(Database.predict_many)
+    predict_stream = passed_on(Database.predict_stream)
+    apredict = passed_on(Database.apredict)
+    apredict_many = passed_on(Database.apredict_many)
+    apredict_stream = passed_on(Database.apredict_stream)
+    load_model = passed_on(Database.load_model)
+    unload_model = passed_on(Database.unload_model)
     watch_job = passed_on(Database.watch_job)
 
     def __getitem__(self, name: str) -> Collection[_DocumentType]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import pymongo.database
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from superduper_nb.client.client import Client
     from superduper_nb.client.collection import Collection
     from superduper_nb.client.workspace import Workspace
+    from superduper_nb.serving import Errors
 
 __all__ = ["Database"]
 
@@ -173,9 +175,54 @@ class Database(pymongo.database.Database[_DocumentType]):
         """
         return self.predict_many(model, [x], version=version)[0]
 
-    def predict_many(self, model: str, xs: Sequence[Any], *, version: int | None = None) -> list[Any]:
-        """Apply a registered model to many inputs; the same outputs as the model applied locally, in order."""
-        return self._workspace.services.predict(self.name, model, list(xs), version).outputs
+    def predict_many(
+        self, model: str, xs: Sequence[Any], *, version: int | None = None, errors: Errors = "raise"
+    ) -> list[Any]:
+        """Apply a registered model to many inputs; the same outputs as the model applied locally, in order.
+
+        Parameters
+        ----------
+        version : int, optional
+            A fixed version of the model. Default: the current one.
+        errors : {"raise", "return"}
+            When the model fails on some inputs: raise `ModelError`, or return an `ItemError` in the place of each.
+        """
+        outputs: list[Any] = self._workspace.services.predict(self.name, model, list(xs), version, errors).outputs
+        return outputs
+
+    async def apredict(self, model: str, x: Any, *, version: int | None = None) -> Any:
+        """Do as `predict`, without holding up the event loop; what is asked for at the same time shares batches."""
+        (output,) = await self.apredict_many(model, [x], version=version)
+        return output
+
+    async def apredict_many(
+        self, model: str, xs: Sequence[Any], *, version: int | None = None, errors: Errors = "raise"
+    ) -> list[Any]:
+        """Do as `predict_many`, without holding up the event loop."""
+        asked = self._workspace.services.submit(self.name, model, list(xs), version=version, errors=errors)
+        outputs: list[Any] = (await asyncio.wrap_future(asked)).outputs
+        return outputs
+
+    def predict_stream(self, model: str, x: Any, *, version: int | None = None) -> Iterator[Any]:
+        """Yield what a model yields for one input (it is a generator function), as it comes.
+
+        Closing the iterator, or leaving it, ends the model's generator. What no generator is yields its one output.
+        """
+        yield from self._workspace.services.stream(self.name, model, x, version)
+
+    async def apredict_stream(self, model: str, x: Any, *, version: int | None = None) -> AsyncIterator[Any]:
+        """Do as `predict_stream`, without holding up the event loop."""
+        pieces, end = self.predict_stream(model, x, version=version), object()
+        while (piece := await asyncio.to_thread(next, pieces, end)) is not end:
+            yield piece
+
+    def load_model(self, model: str, *, example: Any = None) -> None:
+        """Have the model server load a model before it is needed, and apply it to an example: a first time is slow."""
+        self._workspace.services.load_model(self.name, model, example)
+
+    def unload_model(self, model: str) -> None:
+        """Have the model server drop a model from memory; the next request loads it again."""
+        self._workspace.services.unload_model(self.name, model)
 
     def watch_job(self, id: str) -> None:
         """Print what a job says until it ends."""

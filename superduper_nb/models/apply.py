@@ -7,9 +7,10 @@ alone: its place in the result holds an `ItemError`.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
+from inspect import isgeneratorfunction
 from typing import Any, Final
 
 from superduper_nb.errors import InvalidInputError, ModelError
@@ -18,6 +19,7 @@ from superduper_nb.models import batches
 __all__ = ["DEFAULT_BATCH_SIZE", "ItemError", "Predictor", "check_model"]
 
 DEFAULT_BATCH_SIZE: Final = 32
+_END: Final = object()
 
 Step = Callable[[Any], Any]
 
@@ -73,6 +75,9 @@ class Predictor:
 
     Notes
     -----
+    A generator function (or a module whose ``forward`` is one) yields its output piece by piece: `stream` passes the
+    pieces on as they come, `predict` returns the list of them. Each input is run alone, a module gets a batch of one.
+
     An ``obj.collate(items)``, where there is one, builds the batch; otherwise `torch.utils.data.default_collate` does.
     Inputs are batched in the order of their size, so that a ``collate`` that pads wastes little.
     """
@@ -92,6 +97,7 @@ class Predictor:
         self.preprocess: Step | None = preprocess or getattr(obj, "preprocess", None)
         self.postprocess: Step | None = postprocess or getattr(obj, "postprocess", None)
         self._device = batches.place(obj, device) if _is_module(obj) else None
+        self.streams = _yields(obj)
 
     def predict(self, x: Any) -> Any:
         """Return the model's output for one input.
@@ -106,8 +112,38 @@ class Predictor:
             raise ModelError(f"The model failed on this input: {output}")
         return output
 
+    def stream(self, x: Any) -> Generator[Any, None, None]:
+        """Yield the model's output for one input piece by piece; whole, where the model yields nothing.
+
+        Raises
+        ------
+        ModelError
+            The model raised; what was yielded until then is good.
+        """
+        if not self.streams:
+            yield self.predict(x)
+            return
+        try:
+            yield from self._pieces(x if self.preprocess is None else self.preprocess(x))
+        except (Exception, SystemExit) as error:
+            raise ModelError(f"The model failed on this input: {ItemError.of(error)}") from error
+
+    def _pieces(self, item: Any) -> Generator[Any, None, None]:
+        in_batch = _is_module(self.obj) or hasattr(self.obj, "forward")
+        pieces = self._call_on_batch([item]) if in_batch else self.obj(item)
+        with closing(pieces):
+            while True:
+                with self._inference():  # not around the yield: the mode would be on for whatever runs meanwhile
+                    piece = next(pieces, _END)
+                if piece is _END:
+                    return
+                (row,) = batches.rows(piece) if in_batch else (piece,)
+                yield row if self.postprocess is None else self.postprocess(row)
+
     def predict_many(self, xs: Sequence[Any]) -> list[Any]:
         """Return one output for each input, in order; an `ItemError` for each that failed."""
+        if self.streams:
+            return [_guard(self._all_pieces, x) for x in xs]
         results: list[Any] = [_guard(self.preprocess, x) for x in xs]
         good = [i for i, item in enumerate(results) if not isinstance(item, ItemError)]
         for positions in self._batches(good, results):
@@ -115,6 +151,9 @@ class Predictor:
             for i, row in zip(positions, rows, strict=True):
                 results[i] = row if isinstance(row, ItemError) else _guard(self.postprocess, row)
         return results
+
+    def _all_pieces(self, x: Any) -> list[Any]:
+        return list(self._pieces(x if self.preprocess is None else self.preprocess(x)))
 
     def _batches(self, positions: list[int], items: list[Any]) -> Iterator[list[int]]:
         ordered = sorted(positions, key=lambda i: batches.size(items[i]))
@@ -145,10 +184,13 @@ class Predictor:
         return rows
 
     def _apply_to_batch(self, items: list[Any]) -> list[Any]:
+        with self._inference():
+            return batches.rows(self._call_on_batch(items))
+
+    def _call_on_batch(self, items: list[Any]) -> Any:
         collate = getattr(self.obj, "collate", batches.collate)
         apply = self.obj if callable(self.obj) else self.obj.forward
-        with self._inference():
-            return batches.rows(apply(batches.to_device(collate(items), self._device)))
+        return apply(batches.to_device(collate(items), self._device))
 
     def _inference(self) -> AbstractContextManager[Any]:
         if self._device is None:
@@ -165,6 +207,10 @@ def _guard(step: Step | None, x: Any) -> Any:
         return step(x)
     except (Exception, SystemExit) as error:
         return ItemError.of(error)
+
+
+def _yields(obj: object) -> bool:
+    return any(isgeneratorfunction(step) for step in (obj, getattr(obj, "forward", None), type(obj).__call__))
 
 
 def _is_module(obj: object) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 import os
 import sys
 import uuid
@@ -18,6 +20,8 @@ from superduper_nb._version import __version__
 from superduper_nb.errors import ConfigError
 
 if TYPE_CHECKING:
+    from jupyter_server.auth.identity import User
+
     from superduper_nb.config import Config
     from superduper_nb.server_ext.engine import Engine, ServerServices
     from superduper_nb.server_ext.events import EventLog
@@ -28,11 +32,11 @@ __all__ = ["SuperduperApp", "main"]
 _JOBS_REPORT_WITHIN_S: Final = 60.0
 
 
-def build_services(config: Config, events: EventLog) -> ServerServices:
-    """Start the engines of this server; blocks."""
+def build_services(config: Config, events: EventLog, loop: asyncio.AbstractEventLoop) -> ServerServices:
+    """Start the engines of this server; blocks, so not in its loop."""
     from superduper_nb.services import LocalServices
 
-    return LocalServices(config, on_event=events.publish)
+    return LocalServices(config, on_event=events.publish, loop=loop)
 
 
 class SuperduperApp(ExtensionApp):
@@ -59,8 +63,8 @@ jupyter superduper --config config.json     # as the file says
     ).tag(config=True)
     max_body_bytes = Int(32 * 2**20, min=1, help="Longest body of a request.").tag(config=True)
     search_threads = Int(8, min=1, help="Searches that run at a time.").tag(config=True)
-    predict_threads = Int(32, min=1, help="Predictions in work at a time; those are batched.").tag(config=True)
-    max_waiting = Int(64, min=0, help="Requests of a kind that may wait; further ones get 503.").tag(config=True)
+    max_predictions = Int(1024, min=1, help="Predictions in work at a time; further ones get 429.").tag(config=True)
+    max_waiting = Int(64, min=0, help="Searches that may wait for a thread; further ones get 429.").tag(config=True)
     search_timeout = Float(30.0, min=0.1, help="Seconds after which a search gets 504.").tag(config=True)
     predict_timeout = Float(60.0, min=0.1, help="Seconds after which a prediction gets 504.").tag(config=True)
     ready_timeout = Float(10.0, min=0.0, help="Seconds a request waits while engines start.").tag(config=True)
@@ -70,6 +74,11 @@ jupyter superduper --config config.json     # as the file says
     events: EventLog
     lanes: dict[LaneName, Lane]
     instance_id: str
+    hosts: set[str]
+    """Names of this server that were checked and found to be its own."""
+    program: User | None = None
+    """Who calls with the server's token, and is no browser."""
+    _loop: asyncio.AbstractEventLoop
     _runtime_file: Path | None = None
 
     @default("open_browser")
@@ -84,12 +93,16 @@ jupyter superduper --config config.json     # as the file says
         from superduper_nb.server_ext.lanes import Lane
 
         self.instance_id = uuid.uuid4().hex
+        self.hosts = set()
         self.events = EventLog(self.events_kept)
-        search, predict = (self.search_threads, self.search_timeout), (self.predict_threads, self.predict_timeout)
-        sizes: dict[LaneName, tuple[int, float]] = {"search": search, "predict": predict, "control": (4, 60.0)}
+        sizes: dict[LaneName, tuple[int, int, float]] = {
+            "search": (self.search_threads, self.max_waiting, self.search_timeout),
+            "predict": (1, self.max_predictions - 1, self.predict_timeout),  # the thread only reads long bodies
+            "control": (4, self.max_waiting, 60.0),
+        }
         self.lanes = {
-            name: Lane(name, threads=threads, waiting=self.max_waiting, timeout=timeout)
-            for name, (threads, timeout) in sizes.items()
+            name: Lane(name, threads=threads, waiting=waiting, timeout=timeout)
+            for name, (threads, waiting, timeout) in sizes.items()
         }
         self.engine = Engine(self._build, on_ready=self._publish, log=self.log)
 
@@ -98,6 +111,11 @@ jupyter superduper --config config.json     # as the file says
         from superduper_nb.server_ext.routes import handlers
 
         self.handlers.extend(handlers())
+
+    @property
+    def logs_requests(self) -> bool:
+        """Say whether requests that succeed are written to the log."""
+        return any(handler.level <= logging.DEBUG for handler in self.log.handlers)
 
     def load_config(self) -> Config:
         """Return the cluster's settings: traitlets, then environment, then file.
@@ -112,9 +130,10 @@ jupyter superduper --config config.json     # as the file says
         return Config.load(self.cluster_file or None, **self.cluster)
 
     def _build(self) -> ServerServices:
-        return build_services(self.load_config(), self.events)
+        return build_services(self.load_config(), self.events, self._loop)
 
     async def _start_jupyter_server_extension(self, serverapp: ServerApp) -> None:
+        self._loop = asyncio.get_running_loop()
         self.engine.start()
 
     async def stop_extension(self) -> None:

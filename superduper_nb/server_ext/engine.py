@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 import traceback
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from superduper_nb.server_ext.metrics import READY
 if TYPE_CHECKING:
     from superduper_nb.jobs import JobStore
     from superduper_nb.services import Services
+    from superduper_nb.serving import Stream
 
     class ServerServices(Services, Protocol):
         """What the server needs of the engines beyond the seam: the address kernels get, and the job records."""
@@ -24,6 +26,14 @@ if TYPE_CHECKING:
         @property
         def mongo_uri(self) -> str:
             """The MongoDB in use, with credentials."""
+            ...
+
+        def stream(self, database: str, model: str, x: Any, version: int | None = None, **options: Any) -> Stream:
+            """Have a model's output yielded; options are those of `ModelServer.stream`."""
+            ...
+
+        def model_figures(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+            """Return what the model server says about each model, and about itself."""
             ...
 
         def jobs(self, database: str) -> JobStore:
@@ -121,6 +131,7 @@ class Engine:
             self._log.error("The engines did not start:\n%s", redact(traceback.format_exc()))
             self._fail(ServiceError(f"The engines did not start ({type(error).__name__}): see the server's log."))
             return
+        gc.freeze()  # a full collection that looks at all that was imported holds every request up for 0.1 s and more
         self._services = services
         if self.state == "starting":  # and not stopped meanwhile
             self.state = "ready"

@@ -16,6 +16,7 @@ from superduper_nb.errors import (
     JobFailedError,
     ModelError,
     NotFoundError,
+    OverloadedError,
     ServiceError,
     SuperduperError,
     TrustError,
@@ -30,6 +31,7 @@ _STATUSES: Final[tuple[tuple[type[SuperduperError], int], ...]] = (
     (TrustError, 409),
     (JobFailedError, 409),
     (ModelError, 422),
+    (OverloadedError, 429),
     (DeadlineError, 504),
     (ServiceError, 503),
 )
@@ -73,7 +75,7 @@ def translate(error: BaseException) -> ApiError | None:
         return error
     if isinstance(error, SuperduperError):
         status = next((status for cls, status in _STATUSES if isinstance(error, cls)), 500)
-        retry_after = getattr(error, "retry_after", 5.0) if status == 503 else None
+        retry_after = getattr(error, "retry_after", 5.0) if status in (429, 503) else None
         return ApiError(status, str(error), code=error.code, retry_after=retry_after)
     if isinstance(error, BSONError):
         return ApiError(400, f"The request holds what BSON can't: {error}", code="invalid_input")

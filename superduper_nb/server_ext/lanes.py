@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Final, Literal, TypeVar
 
-from superduper_nb.errors import DeadlineError, OverloadedError
+from superduper_nb.errors import DeadlineError, OverloadedError, ServiceError
 from superduper_nb.server_ext.metrics import IN_FLIGHT, REJECTED
 
 __all__ = ["Lane", "LaneName"]
@@ -48,7 +49,16 @@ class Lane:
         self._lock = threading.Lock()
         self.busy = 0
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=f"superduper-{name}")
-        self._in_flight = IN_FLIGHT.labels(name)
+        IN_FLIGHT.labels(name).set_function(lambda: self.busy)
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Count as a call that runs, for work that needs no thread; raises `OverloadedError`."""
+        self._enter()
+        try:
+            yield
+        finally:
+            self._leave()
 
     async def run(self, call: Callable[[], T]) -> T:
         """Run `call` in a thread and return what it returns; when the caller is cancelled, a waiting call is dropped.
@@ -65,7 +75,7 @@ class Lane:
             future = self._pool.submit(call)
         except RuntimeError:  # shut down
             self._leave()
-            raise OverloadedError(_STOPPING) from None
+            raise ServiceError(_STOPPING) from None
         future.add_done_callback(lambda _: self._leave())
         waiter = asyncio.wrap_future(future)
         try:
@@ -77,14 +87,13 @@ class Lane:
             waiter.cancel()
             raise DeadlineError(f"The {self.name} request took longer than {self._timeout:g} s.")
         if waiter.cancelled():
-            raise OverloadedError(_STOPPING)
+            raise ServiceError(_STOPPING)
         return waiter.result()
 
     def _enter(self) -> None:
         with self._lock:
             if self.busy < self._limit:
                 self.busy += 1
-                self._in_flight.inc()
                 return
         REJECTED.labels(self.name).inc()
         raise OverloadedError(f"The server has {self._limit} {self.name} requests in work: try again in a second.")
@@ -92,7 +101,6 @@ class Lane:
     def _leave(self) -> None:
         with self._lock:
             self.busy -= 1
-            self._in_flight.dec()
 
     def close(self) -> None:
         """Take no more calls and drop those that wait."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 __all__ = ["CONTENT_TYPE_LATEST", "IN_FLIGHT", "READY", "REJECTED", "REQUEST_SECONDS", "exposition"]
 
@@ -22,7 +25,65 @@ IN_FLIGHT: Final = Gauge("superduper_in_flight", "Calls that run or wait for a t
 REJECTED: Final = Counter("superduper_rejected", "Calls refused because too many waited.", ["lane"], registry=REGISTRY)
 READY: Final = Gauge("superduper_ready", "1 while the engines are up.", registry=REGISTRY)
 
+_LABELS: Final = ("database", "model")
+_COUNTERS: Final = {
+    "requests": "Requests that were answered.",
+    "inputs": "Inputs in them.",
+    "batches": "Batches that were run.",
+    "errors": "Requests that failed.",
+}
+_GAUGES: Final = {"queue": "Requests that wait.", "bytes": "Memory that the model took when it was loaded."}
+_FIELDS: Final = {"requests": "count", "bytes": "rss"}
 
-def exposition() -> bytes:
-    """Return all metrics in the text format."""
-    return generate_latest(REGISTRY)
+
+def exposition(models: Iterable[Mapping[str, Any]] = (), server: Mapping[str, Any] | None = None) -> bytes:
+    """Return all metrics in the text format.
+
+    Parameters
+    ----------
+    models : iterable of mapping
+        What the model server says about each model.
+    server : mapping, optional
+        What it says about itself.
+    """
+    now = CollectorRegistry()
+    now.register(_Models(list(models), server or {}))
+    return generate_latest(REGISTRY) + generate_latest(now)
+
+
+class _Models(Collector):
+    """The model server's figures, which it keeps itself."""
+
+    def __init__(self, rows: list[Mapping[str, Any]], server: Mapping[str, Any]) -> None:
+        self._rows, self._server = rows, server
+
+    def collect(self) -> Iterator[Metric]:
+        for name, help in _COUNTERS.items():
+            yield self._of_models(CounterMetricFamily(f"superduper_model_{name}", help, labels=_LABELS), name)
+        for name, help in _GAUGES.items():
+            yield self._of_models(GaugeMetricFamily(f"superduper_model_{name}", help, labels=_LABELS), name)
+        yield self._latencies()
+        restarts = CounterMetricFamily("superduper_model_server_restarts", "Processes that were replaced.")
+        restarts.add_metric([], self._server.get("restarts", 0))
+        yield restarts
+        memory = GaugeMetricFamily("superduper_model_server_bytes", "Memory of the processes that run models.")
+        memory.add_metric([], self._server.get("rss", 0))
+        yield memory
+
+    def _of_models(self, family: CounterMetricFamily | GaugeMetricFamily, name: str) -> Metric:
+        for row in self._rows:
+            family.add_metric([row["database"], row["model"]], row[_FIELDS.get(name, name)])
+        return family
+
+    def _latencies(self) -> Metric:
+        name = "superduper_model_latency_seconds"
+        family = Metric(name, "From a request to its answer; quantiles of the last thousand.", "summary")
+        for row in self._rows:
+            labels = {"database": row["database"], "model": row["model"]}
+            for percent in (50, 95, 99):
+                if row[f"p{percent}_ms"] is not None:
+                    quantile = {**labels, "quantile": str(percent / 100)}
+                    family.add_sample(name, quantile, row[f"p{percent}_ms"] / 1000)
+            family.add_sample(f"{name}_count", labels, row["count"])
+            family.add_sample(f"{name}_sum", labels, row["total_ms"] / 1000)
+        return family

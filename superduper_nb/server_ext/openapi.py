@@ -61,7 +61,7 @@ def _operation(verb: str, route: Route, operation: Operation) -> dict[str, Any]:
         "summary": operation.summary,
         "tags": [words[0]],
         "responses": {
-            "200": {"description": "Done.", "content": _content(operation.reply)},
+            "200": {"description": "Done.", "content": _content(operation.reply) | _parts(operation)},
             "default": {"description": "4xx or 5xx.", "content": {JSON: {"schema": _ref(ErrorReply)}}},
         },
     }
@@ -85,6 +85,11 @@ def _content(model: type[BaseModel] | str) -> dict[str, Any]:
     if isinstance(model, str):
         return {model: {"schema": {"type": "string"}}}
     return {JSON: {"schema": _ref(model)}, BSON: {"schema": _ref(model)}}
+
+
+def _parts(operation: Operation) -> dict[str, Any]:
+    """Describe the other way to send an answer in parts: BSON documents one after the other."""
+    return {BSON: {}} if operation.yields else {}
 
 
 def _ref(model: type[BaseModel]) -> dict[str, str]:

@@ -13,6 +13,7 @@ __all__ = [
     "IndexesReply",
     "JobReply",
     "JobsReply",
+    "LoadReply",
     "LogsReply",
     "ModelsReply",
     "NoticeReply",
@@ -20,6 +21,7 @@ __all__ = [
     "PredictReply",
     "SearchReply",
     "StatusReply",
+    "UnloadReply",
 ]
 
 
@@ -80,11 +82,24 @@ class ModelsReply(_Reply):
 
 
 class PredictReply(_Reply):
-    """One output for each input. An input that failed alone has `{"_error": {"type", "message"}}` in its place."""
+    """One output for each input; where it was asked for, `{"_error": {"type", "message"}}` for one that failed."""
 
     outputs: list[Any]
     version: int
     took_ms: float
+
+
+class LoadReply(_Reply):
+    """The model is in memory."""
+
+    version: int
+    took_ms: float
+
+
+class UnloadReply(_Reply):
+    """The model is not in memory."""
+
+    model: str
 
 
 class JobReply(_Reply):

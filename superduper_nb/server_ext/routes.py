@@ -35,14 +35,17 @@ class Route:
         return {verb: method.operation for verb, method in verbs.items() if hasattr(method, "operation")}
 
 
-ROUTES: Final = (
-    Route("status", status.StatusHandler),
+ROUTES: Final = (  # tried in this order, so those that are asked for most stand first
+    Route("models/{database}/{model}/predict", models.PredictHandler),
     Route("search", search.SearchHandler),
+    Route("status", status.StatusHandler),
     Route("indexes", indexes.IndexesHandler),
     Route("indexes/{database}/{collection}/{index}", indexes.IndexHandler),
     Route("indexes/{database}/{collection}/{index}/refresh", indexes.IndexRefreshHandler),
     Route("models/{database}", models.ModelsHandler),
-    Route("models/{database}/{model}/predict", models.PredictHandler),
+    Route("models/{database}/{model}/stream", models.StreamHandler),
+    Route("models/{database}/{model}/load", models.LoadHandler),
+    Route("models/{database}/{model}/unload", models.UnloadHandler),
     Route("jobs", jobs.JobsHandler),
     Route("jobs/{job}", jobs.JobHandler),
     Route("jobs/{job}/logs", jobs.JobLogsHandler),

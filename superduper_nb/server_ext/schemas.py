@@ -27,12 +27,14 @@ __all__ = [
     "EventsQuery",
     "JobsNotice",
     "JobsQuery",
+    "LoadBody",
     "LogsQuery",
     "NoBody",
     "NoQuery",
     "OneJobQuery",
     "PredictBody",
     "SearchBody",
+    "StreamBody",
     "check",
     "check_path",
 ]
@@ -158,6 +160,22 @@ class PredictBody(_Body):
 
     inputs: list[Any] = Field(min_length=1, max_length=MAX_INPUTS, description="One element for each prediction.")
     version: int | None = Field(None, ge=0, description="Default: the current version.")
+    errors: Literal["raise", "return"] = Field(
+        "raise", description="When the model fails on single inputs: 422, or `_error` in the place of their outputs."
+    )
+
+
+class StreamBody(_Body):
+    """What to apply a model to that yields its output."""
+
+    input: Any = Field(description="One input.")
+    version: int | None = Field(None, ge=0, description="Default: the current version.")
+
+
+class LoadBody(_Body):
+    """How to warm a model up."""
+
+    example: Any = Field(None, description="An input that the model is applied to once, so that nothing is new to it.")
 
 
 class JobsNotice(_Body):

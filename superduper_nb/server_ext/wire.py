@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import bson
@@ -15,24 +14,21 @@ from bson.codec_options import CodecOptions, DatetimeConversion
 from bson.errors import BSONError
 from pydantic import TypeAdapter, ValidationError
 
-from superduper_nb.errors import InvalidInputError, ModelError
+from superduper_nb.errors import InvalidInputError
 from superduper_nb.server_ext.failures import ApiError
+from superduper_nb.serving.forms import JSON_OPTIONS, wire_codec
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from superduper_nb.documents.codec import Codec
 
 __all__ = [
     "BSON",
     "JSON",
     "decode_objects",
     "dump",
-    "encode_outputs",
     "load",
     "refuse_javascript",
     "vectors",
-    "wire_codec",
 ]
 
 BSON: Final = "application/bson"
@@ -40,7 +36,6 @@ JSON: Final = "application/json"
 _FORM: Final = "application/x-www-form-urlencoded"
 """What ``curl -d`` calls any body."""
 
-_JSON_OPTIONS: Final = json_util.RELAXED_JSON_OPTIONS.with_options(datetime_conversion=DatetimeConversion.DATETIME_AUTO)
 _BSON_OPTIONS: Final[CodecOptions[dict[str, Any]]] = CodecOptions(datetime_conversion=DatetimeConversion.DATETIME_AUTO)
 _JAVASCRIPT: Final = frozenset({"$where", "$function", "$accumulator"})
 _MAX_DIMENSION: Final = 16_384
@@ -96,7 +91,7 @@ def _object(pairs: Sequence[tuple[str, Any]]) -> Any:
         twice = next(key for key in keys if keys.count(key) > 1)
         raise InvalidInputError(f"The body has the key {twice!r} twice in one object.")
     # {"$regex": …, "$ne": …} is a query as it stands; json_util would keep the first part only.
-    return found if "$regex" in found else json_util.object_hook(found, _JSON_OPTIONS)
+    return found if "$regex" in found else json_util.object_hook(found, JSON_OPTIONS)
 
 
 def _no_constant(name: str) -> NoReturn:
@@ -121,56 +116,15 @@ def dump(reply: Mapping[str, Any], content_type: str) -> bytes:
     """Return a reply as the body of an answer."""
     if content_type == BSON:
         return bson.encode(reply)
-    return json_util.dumps(reply, json_options=_JSON_OPTIONS, allow_nan=False).encode("utf-8")
+    return json_util.dumps(reply, json_options=JSON_OPTIONS, allow_nan=False).encode("utf-8")
 
 
 # Objects
 
 
-@cache
-def wire_codec() -> Codec:
-    """Return the codec for what comes and goes over HTTP: every built-in type but pickle."""
-    from superduper_nb.documents.codec import Codec
-    from superduper_nb.documents.types import builtin_types
-
-    return Codec({id: type_ for id, type_ in builtin_types().items() if id != "pickle"})
-
-
 def decode_objects(value: Any) -> Any:
     """Return a request's value with its images, arrays, …; a URL in it is never fetched, so it is refused."""
     return wire_codec().decode(value, strict=True)
-
-
-def encode_outputs(outputs: Sequence[Any], content_type: str) -> list[Any]:
-    """Return a model's outputs as values of a reply: arrays as lists of numbers in JSON, as binary in BSON.
-
-    An input that failed alone has ``{"_error": {"type", "message"}}`` in its place.
-    """
-    if content_type == JSON:
-        outputs = [_numbers(output) for output in outputs]
-    try:
-        return list(wire_codec().encode([_error_or(output) for output in outputs]))
-    except InvalidInputError as error:
-        raise ModelError(f"The model's output can't be sent: {error}") from None
-
-
-def _error_or(output: Any) -> Any:
-    from superduper_nb.models import ItemError
-
-    if isinstance(output, ItemError):
-        return {"_error": {"type": output.type, "message": output.message}}
-    return output
-
-
-def _numbers(value: Any) -> Any:
-    """Return arrays and tensors of numbers, also inside lists and dicts, as lists."""
-    if isinstance(value, Mapping):
-        return {key: _numbers(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_numbers(item) for item in value]
-    if hasattr(value, "detach"):  # a tensor
-        value = value.detach().cpu()
-    return value.tolist() if hasattr(value, "tolist") and hasattr(value, "dtype") else value
 
 
 def vectors(given: Any) -> tuple[list[NDArray[Any]], bool]:

@@ -5,6 +5,18 @@
 
 from superduper_nb.serving.inprocess import InProcessModels
 from superduper_nb.serving.server import ModelServer
-from superduper_nb.serving.values import Current, Load, Prediction, Predicts
+from superduper_nb.serving.stream import Stream
+from superduper_nb.serving.values import Current, Errors, Form, Load, Prediction, Predicts, Slice
 
-__all__ = ["Current", "InProcessModels", "Load", "ModelServer", "Prediction", "Predicts"]
+__all__ = [
+    "Current",
+    "Errors",
+    "Form",
+    "InProcessModels",
+    "Load",
+    "ModelServer",
+    "Prediction",
+    "Predicts",
+    "Slice",
+    "Stream",
+]

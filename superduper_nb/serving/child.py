@@ -1,7 +1,7 @@
 """The process that holds the models: ``python -m superduper_nb.serving.child``, started by `serving.process`.
 
-It serves one batch at a time from the socket that is its standard input, and ends, whatever a model is doing, when the
-process that started it does.
+It serves one batch, or one part of a stream, at a time from the socket that is its standard input, and ends, whatever a
+model is doing, when the process that started it does.
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
+from superduper_nb.errors import InvalidInputError, ModelError, SuperduperError
 from superduper_nb.serving import wire
-from superduper_nb.serving.shelf import Shelf, apply, resident_bytes
+from superduper_nb.serving.forms import read_inputs, write_outputs
+from superduper_nb.serving.shelf import Entry, Shelf, apply, resident_bytes, whole
+from superduper_nb.serving.streams import Streams
 from superduper_nb.serving.values import Predicts
 
 __all__: list[str] = []
@@ -37,43 +40,92 @@ def main() -> None:
     _let_the_kernel_help()
     sys.path[:] = wire.read(requests)  # before anything is unpickled that lives where only our parent looks
     hello: wire.Hello = wire.read(requests)
-    threading.Thread(target=_preload, args=(hello.preload,), daemon=True).start()
+    preloading = threading.Thread(target=_preload, args=(hello.preload,), daemon=True)
+    preloading.start()
 
     def send(message: object) -> None:
         replies.write(wire.pack(message))
         replies.flush()
 
+    def load(database: str, model: str, version: int) -> tuple[Predicts, int]:
+        send(wire.Loading())
+        # Two threads that import parts of torch at a time wait for each other; Python then hands out half of it.
+        preloading.join()
+        return hello.load(database, model, version)
+
     send(wire.Ready())
-    _serve(requests, send, Shelf(hello.load, hello.current, memory=hello.memory))
+    _Child(Shelf(load, hello.current, memory=hello.memory), send).serve(requests)
 
 
-def _serve(requests: BinaryIO, send: Send, shelf: Shelf) -> None:
-    me = os.getpid()
-    while True:
-        message = wire.read(requests)
-        if isinstance(message, wire.Unload):
-            shelf.unload(message.database, message.model)
-            send(wire.Loaded(shelf.models(), resident_bytes()))
-            continue
-        answers = _run(message, shelf, send)
-        if os.getpid() != me:  # a model forked, and the copy came back too: only one may answer
-            os._exit(0)
-        send(answers)
+class _Child:
+    def __init__(self, shelf: Shelf, send: Send) -> None:
+        self._shelf, self._send = shelf, send
+        self._streams = Streams(self._get)
+        self._answers: dict[type, Callable[[Any], object]] = {
+            wire.Run: self._run,
+            wire.Open: self._open,
+            wire.Advance: self._advance,
+            wire.Unload: self._unload,
+        }
 
+    def serve(self, requests: BinaryIO) -> None:
+        me = os.getpid()
+        while True:
+            message = wire.read(requests)
+            if isinstance(message, wire.End):
+                self._streams.end(message.stream)
+                continue
+            answer = self._answers[type(message)](message)
+            if os.getpid() != me:  # a model forked, and the copy came back too: only one may answer
+                os._exit(0)
+            self._send(answer)
 
-def _run(run: wire.Run, shelf: Shelf, send: Send) -> wire.Answers:
-    before = shelf.models()
-    try:
-        entry = shelf.get(run.database, run.model, run.version, loading=lambda: send(wire.Loading()))
-    except (Exception, SystemExit) as error:
-        return wire.Answers([wire.Failure.of(error)] * len(run.requests))
-    finally:
-        if shelf.models() != before:
-            send(wire.Loaded(shelf.models(), resident_bytes()))
-    inputs = [_unpickled(request) for request in run.requests]
-    results = iter(apply(entry.predictor, [xs for xs in inputs if isinstance(xs, list)]))
-    answers = [xs if isinstance(xs, wire.Failure) else _pickled(next(results)) for xs in inputs]
-    return wire.Answers(answers, entry.about.version, _batch_size(entry.predictor))
+    def _get(self, database: str, model: str, version: int | None) -> Entry:
+        before = self._shelf.models()
+        try:
+            return self._shelf.get(database, model, version)
+        finally:
+            if self._shelf.models() != before:
+                self._send(self._loaded())
+
+    def _loaded(self) -> wire.Loaded:
+        return wire.Loaded(self._shelf.models(), resident_bytes())
+
+    def _unload(self, message: wire.Unload) -> wire.Loaded:
+        self._shelf.unload(message.database, message.model)
+        return self._loaded()
+
+    def _run(self, run: wire.Run) -> wire.Answers:
+        try:
+            entry = self._get(run.database, run.model, run.version)
+        except (Exception, SystemExit) as error:
+            return wire.Answers([wire.Failure.of(error)] * len(run.requests))
+        inputs = [_inputs(asked) for asked in run.requests]
+        results = iter(apply(entry.predictor, [xs for xs in inputs if isinstance(xs, list)]))
+        answers = [
+            _written(asked, next(results)) if isinstance(xs, list) else xs
+            for asked, xs in zip(run.requests, inputs, strict=True)
+        ]
+        return wire.Answers(answers, entry.about.version, _batch_size(entry.predictor))
+
+    def _open(self, message: wire.Open) -> wire.Part | wire.Failure:
+        inputs = _inputs(message.request)
+        if isinstance(inputs, wire.Failure):
+            return inputs
+        try:
+            name = (message.database, message.model, message.version)
+            self._streams.open(message.stream, name, inputs[0], message.request.form)
+        except (Exception, SystemExit) as error:
+            return wire.Failure.of(error)
+        return self._advance(message)
+
+    def _advance(self, message: wire.Open | wire.Advance) -> wire.Part | wire.Failure:
+        try:
+            part = self._streams.advance(message.stream)
+            return wire.Part(pickle.dumps(part.pieces, protocol=5), part.done, part.version)
+        except (Exception, SystemExit) as error:
+            self._streams.end(message.stream)
+            return wire.Failure.of(error)
 
 
 def _batch_size(predictor: Predicts) -> int | None:
@@ -81,21 +133,23 @@ def _batch_size(predictor: Predicts) -> int | None:
     return size if isinstance(size, int) and size > 0 else None
 
 
-def _unpickled(request: bytes) -> list[Any] | wire.Failure:
+def _inputs(asked: wire.Asked) -> list[Any] | wire.Failure:
     try:
-        inputs: list[Any] = pickle.loads(request)
+        return read_inputs(asked.form, pickle.loads(asked.payload))
+    except SuperduperError as error:
+        return wire.Failure.of(error)
     except Exception as error:
-        return wire.Failure("InvalidInputError", f"The inputs can't be read in the model's process: {error}"[:1000])
-    return inputs
+        return wire.Failure.of(InvalidInputError(f"The inputs can't be read in the model's process: {error}"[:1000]))
 
 
-def _pickled(result: object) -> bytes | wire.Failure:
-    if isinstance(result, Exception):
-        return wire.Failure.of(result)
+def _written(asked: wire.Asked, result: list[Any] | ModelError) -> bytes | wire.Failure:
     try:
-        return pickle.dumps(result, protocol=5)
+        outputs = write_outputs(asked.form, whole(result, asked.errors))
+        return outputs if isinstance(outputs, bytes) else pickle.dumps(outputs, protocol=5)
+    except ModelError as error:
+        return wire.Failure.of(error)
     except Exception as error:
-        return wire.Failure("ModelError", f"The model's output can't be sent to the server: {error}"[:1000])
+        return wire.Failure.of(ModelError(f"The model's output can't be sent to the server: {error}"[:1000]))
 
 
 def _take_socket() -> tuple[BinaryIO, BinaryIO]:

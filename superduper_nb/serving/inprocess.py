@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, TypeVar
 
-from superduper_nb.errors import ModelError
-from superduper_nb.serving.shelf import Shelf, apply
+from superduper_nb.serving.shelf import Shelf, apply, whole
 from superduper_nb.serving.statistics import Statistics
-from superduper_nb.serving.values import Current, Load, Prediction
+from superduper_nb.serving.stream import Stream
+from superduper_nb.serving.streams import Streams
+from superduper_nb.serving.values import Current, Errors, Load, Prediction, Slice
 
 __all__ = ["InProcessModels"]
+
+T = TypeVar("T")
 
 
 class InProcessModels:
@@ -23,19 +27,19 @@ class InProcessModels:
         self._statistics: dict[tuple[str, str], Statistics] = {}
         self._lock = threading.RLock()  # a model may itself ask for a prediction
 
-    def submit(
-        self, database: str, model: str, inputs: list[Any], *, version: int | None = None, timeout: float = 60.0
-    ) -> Future[Prediction]:
+    def submit(self, database: str, model: str, inputs: list[Any], **options: Any) -> Future[Prediction]:
         """Return a future that is already done; a model that runs in this process can't be stopped at a deadline."""
-        future: Future[Prediction] = Future()
-        try:
-            future.set_result(self.predict(database, model, inputs, version=version, timeout=timeout))
-        except Exception as error:
-            future.set_exception(error)
-        return future
+        return _done(lambda: self.predict(database, model, inputs, **options))
 
     def predict(
-        self, database: str, model: str, inputs: list[Any], *, version: int | None = None, timeout: float = 60.0
+        self,
+        database: str,
+        model: str,
+        inputs: list[Any],
+        *,
+        version: int | None = None,
+        timeout: float = 60.0,
+        errors: Errors = "raise",
     ) -> Prediction:
         """Apply a model to inputs, here and now."""
         started = time.monotonic()
@@ -43,11 +47,26 @@ class InProcessModels:
             entry = self._shelf.get(database, model, version)
             (answer,) = apply(entry.predictor, [inputs])
             took_ms = (time.monotonic() - started) * 1000
+            outputs = _done(lambda: whole(answer, errors))
             statistics = self._statistics.setdefault((database, model), Statistics())
-            statistics.record(took_ms, inputs=len(inputs), failed=isinstance(answer, ModelError))
-        if isinstance(answer, ModelError):
-            raise answer
-        return Prediction(answer, entry.about.version, took_ms)
+            statistics.record(took_ms, inputs=len(inputs), failed=outputs.exception() is not None)
+            statistics.batches += 1
+        return Prediction(outputs.result(), entry.about.version, took_ms)
+
+    def stream(self, database: str, model: str, x: Any, *, version: int | None = None, timeout: float = 60.0) -> Stream:
+        """Run a model as its pieces are asked for."""
+        streams = Streams(self._shelf.get)
+
+        def advance() -> Slice:
+            with self._lock:
+                return streams.advance(0)
+
+        def begin() -> Slice:
+            with self._lock:
+                streams.open(0, (database, model, version), x, "objects")
+                return streams.advance(0)
+
+        return Stream(lambda: _done(begin), lambda: _done(advance), lambda: streams.end(0))
 
     def loaded(self) -> list[dict[str, Any]]:
         """List the models that were used, with their figures."""
@@ -69,3 +88,13 @@ class InProcessModels:
         with self._lock:
             for about in self._shelf.models():
                 self._shelf.unload(about.database, about.model)
+
+
+def _done(call: Callable[[], T]) -> Future[T]:
+    """Call, and return what came of it."""
+    future: Future[T] = Future()
+    try:
+        future.set_result(call())
+    except Exception as error:
+        future.set_exception(error)
+    return future

@@ -5,28 +5,53 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import Collection
 from concurrent.futures import Future
 from typing import Any, Final
 
-from superduper_nb.errors import OverloadedError
+from superduper_nb.errors import DeadlineError, OverloadedError
+from superduper_nb.serving import wire
 from superduper_nb.serving.statistics import Statistics
-from superduper_nb.serving.values import LoadedModel, Prediction
+from superduper_nb.serving.values import LoadedModel, Prediction, Slice
 
-__all__ = ["Lane", "Lanes", "Request"]
+__all__ = ["Lane", "Lanes", "Outcome", "Request"]
+
+Outcome = Prediction | Slice | BaseException
 
 _BATCH_SIZE: Final = 32
 
 
 class Request:
-    """Inputs for a model, and the future of whoever waits for the outputs."""
+    """Inputs for a model, and the future of whoever waits for the outputs.
 
-    def __init__(self, name: tuple[str, str], version: int | None, payload: bytes, size: int, timeout: float) -> None:
-        self.name, self.version, self.payload, self.size = name, version, payload, size
-        self.future: Future[Prediction] = Future()
+    Parameters
+    ----------
+    asked : wire.Asked
+        What goes into a batch.
+    size : int
+        How many inputs these are.
+    alone : wire.Open or wire.Advance, optional
+        What is sent instead, as a batch of its own.
+    """
+
+    def __init__(
+        self,
+        name: tuple[str, str],
+        version: int | None,
+        asked: wire.Asked,
+        size: int,
+        timeout: float,
+        *,
+        alone: wire.Open | wire.Advance | None = None,
+    ) -> None:
+        self.name, self.version, self.asked, self.size = name, version, asked, size
+        self.future: Future[Any] = Future()
         self.started = time.monotonic()
         self.timeout, self.deadline = timeout, self.started + timeout
         self.alarm: asyncio.TimerHandle | None = None
-        self.alone = False  # the process died with it once: it gets a batch of its own
+        self.message = alone
+        self.alone = alone is not None  # it gets a batch of its own
+        self.killed = False  # the process died with it once
         self._claimed = False
 
     def claim(self) -> bool:
@@ -36,16 +61,16 @@ class Request:
         self._claimed = True
         return self.future.set_running_or_notify_cancel()
 
-    def answer(self, outcome: Prediction | BaseException) -> bool:
+    def answer(self, outcome: Outcome) -> bool:
         """End it, unless it has ended; return whether this was the answer."""
         if self.alarm is not None:
             self.alarm.cancel()
         if not self.claim():
             return False
-        if isinstance(outcome, Prediction):
-            self.future.set_result(outcome)
-        else:
+        if isinstance(outcome, BaseException):
             self.future.set_exception(outcome)
+        else:
+            self.future.set_result(outcome)
         return True
 
     @property
@@ -154,10 +179,16 @@ class Lanes:
             self._forget(name)
         return []
 
+    @property
+    def first(self) -> tuple[str, str] | None:
+        """The model that has its turn."""
+        return next(iter(self._turns), None)
+
     def learn(self, name: tuple[str, str], batch_size: int | None) -> None:
-        """Note that there is such a model, and how many inputs it takes at once."""
+        """Note that such a model ran a batch, and how many inputs it takes at once."""
         lane = self.lanes.setdefault(name, Lane())
         lane.known, lane.batch_size = True, batch_size or _BATCH_SIZE
+        lane.statistics.batches += 1
 
     def drain(self) -> list[Request]:
         """Take everything."""
@@ -165,11 +196,20 @@ class Lanes:
         self._turns.clear()
         return requests
 
-    def record(self, request: Request, *, failed: bool) -> None:
-        """Count an answer."""
-        if lane := self.lanes.get(request.name):
+    def answer(self, request: Request, outcome: Outcome) -> bool:
+        """Answer a request and count it; return whether somebody waited for it."""
+        if not request.answer(outcome):
+            return False
+        lane = self.lanes.get(request.name)
+        if lane and not isinstance(request.message, wire.Advance):  # a stream counts once: as its first part
+            failed = isinstance(outcome, BaseException)
             lane.statistics.record(request.waited_ms, inputs=request.size, failed=failed)
             self._forget(request.name)
+        return True
+
+    def expire(self, request: Request) -> None:
+        """Answer that it took too long."""
+        self.answer(request, DeadlineError(f"Model {request.name[1]!r} did not answer within {request.timeout:g} s."))
 
     def _forget(self, name: tuple[str, str]) -> None:
         """Drop a queue that is empty and whose model was never seen: any name can be asked for."""
@@ -177,10 +217,10 @@ class Lanes:
         if not lane.known and not lane.waiting:
             del self.lanes[name]
 
-    def rows(self, models: list[LoadedModel], loading: tuple[str, str] | None) -> list[dict[str, Any]]:
+    def rows(self, models: list[LoadedModel], loading: Collection[tuple[str, str]]) -> list[dict[str, Any]]:
         """List every model with its figures, given what is in memory and what is being loaded."""
         return [
-            lane.statistics.row(*name, models=models, loading=name == loading, queue=lane.length)
+            lane.statistics.row(*name, models=models, loading=name in loading, queue=lane.length)
             for name, lane in self.lanes.items()
         ]
 

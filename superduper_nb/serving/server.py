@@ -1,16 +1,19 @@
 """The model server: takes requests from any thread, joins them into batches, has a child process run these.
 
-One private event loop in a thread; one child, which runs one batch at a time. Whenever the child is free it gets all
-that waits for the model whose turn it is, up to the model's batch size: no timer, so a lone request is never held back.
+One event loop; child processes, each of which runs one batch at a time. Whenever one is free it
+gets all that waits for the model whose turn it is, up to the model's batch size: no timer, so a lone request is never
+held back.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import pickle
 import threading
 from collections.abc import Coroutine
 from concurrent.futures import CancelledError, Future
+from functools import partial
 from typing import Any, TypeVar
 
 import psutil
@@ -19,7 +22,8 @@ from superduper_nb.errors import InvalidInputError, ServiceError
 from superduper_nb.serving import wire
 from superduper_nb.serving.dispatcher import Dispatcher
 from superduper_nb.serving.lanes import Request
-from superduper_nb.serving.values import Current, Load, Prediction
+from superduper_nb.serving.stream import Stream
+from superduper_nb.serving.values import Current, Errors, Form, Load, Prediction, Slice
 
 __all__ = ["ModelServer"]
 
@@ -35,8 +39,10 @@ class ModelServer:
         Functions that a pickle can name (or `functools.partial` of such); called in the child. See
         `superduper_nb.serving.values`. What a model answers is unpickled here: let `load` return one that gives plain
         values where this process must not import torch.
+    replicas : int, default 1
+        Child processes. Each holds the models that it runs; the second is started when the first is busy, and so on.
     memory : int, optional
-        Bytes the child may occupy before the least recently used models are dropped. Default: a quarter of the
+        Bytes the children may occupy before the least recently used models are dropped. Default: a quarter of the
         machine's.
     queue : int, default 256
         Inputs that may wait for one model.
@@ -45,6 +51,9 @@ class ModelServer:
         deadlines.
     preload : tuple of str, default ("torch",)
         Modules that a new child imports beside its first work.
+    loop : asyncio.AbstractEventLoop, optional
+        Where queues are kept and children talked to: in the loop of whoever asks most, nothing has to be handed from
+        thread to thread. `close` must then be called in another thread. Default: a private loop in a thread.
     """
 
     def __init__(
@@ -52,27 +61,40 @@ class ModelServer:
         load: Load,
         current: Current,
         *,
+        replicas: int = 1,
         memory: int | None = None,
         queue: int = 256,
         grace: float = 5.0,
         preload: tuple[str, ...] = ("torch",),
+        loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         budget = memory or psutil.virtual_memory().total // 4
         try:
-            hello = wire.pack(wire.Hello(load, current, budget, preload))
+            hello = wire.pack(wire.Hello(load, current, budget // replicas, preload))
         except Exception as error:
             raise InvalidInputError(
                 "load and current must be functions of an importable module, or functools.partial of such: "
                 f"the models' process finds them by name ({error})."
             ) from error
-        self._dispatcher = Dispatcher(hello, queue=queue, grace=grace)
-        self._lock = threading.Lock()
-        self._closed = False
+        self._dispatcher = Dispatcher(hello, queue=queue, grace=grace, replicas=replicas)
+        self._numbers = itertools.count(1)
+        self._lock = threading.RLock()  # a stream may be dropped by the garbage collector, in the midst of anything
+        self._started = self._closed = False
+        self._given = loop
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop
+        self._serving: asyncio.Task[None]
 
     def submit(
-        self, database: str, model: str, inputs: list[Any], *, version: int | None = None, timeout: float = 60.0
+        self,
+        database: str,
+        model: str,
+        inputs: list[Any],
+        *,
+        version: int | None = None,
+        timeout: float = 60.0,
+        form: Form = "objects",
+        errors: Errors = "raise",
     ) -> Future[Prediction]:
         """Ask for the outputs of a model for a list of inputs.
 
@@ -86,6 +108,10 @@ class ModelServer:
             A fixed version. Default: the newest at the time the batch is run.
         timeout : float, default 60
             Seconds until the answer is a `DeadlineError`.
+        form : {"objects", "json", "bson"}
+            Of inputs and outputs: what is read and written in another form is so in the child, not here.
+        errors : {"raise", "return"}
+            What to do when single inputs fail: a `ModelError`, or an `ItemError` in the place of each.
 
         Returns
         -------
@@ -94,26 +120,63 @@ class ModelServer:
             be loaded, or ended its process), `OverloadedError`, `DeadlineError` or `ServiceError`. Cancelling it drops
             the request, unless its batch is being run. Its callbacks run in the server's loop: they must not wait.
         """
-        try:
-            payload = pickle.dumps(inputs, protocol=5)
-        except Exception as error:
-            raise InvalidInputError(f"These inputs can't be sent to the model's process: {error}") from error
-        request = Request((database, model), version, payload, len(inputs), timeout)
-        with self._lock:  # what is accepted before close() sets its flag is answered
-            self._start()
-            self._loop.call_soon_threadsafe(self._dispatcher.accept, request)
-        return request.future
+        asked = wire.Asked(_pickled(inputs), form, errors)
+        return self._accept(Request((database, model), version, asked, len(inputs), timeout))
 
     def predict(
-        self, database: str, model: str, inputs: list[Any], *, version: int | None = None, timeout: float = 60.0
+        self,
+        database: str,
+        model: str,
+        inputs: list[Any],
+        *,
+        version: int | None = None,
+        timeout: float = 60.0,
+        errors: Errors = "raise",
     ) -> Prediction:
         """Wait for the outputs of a model; see `submit`."""
-        future = self.submit(database, model, inputs, version=version, timeout=timeout)
+        future = self.submit(database, model, inputs, version=version, timeout=timeout, errors=errors)
         try:
             return future.result()
         except KeyboardInterrupt:
             future.cancel()
             raise
+
+    def stream(
+        self,
+        database: str,
+        model: str,
+        x: Any,
+        *,
+        version: int | None = None,
+        timeout: float = 60.0,
+        form: Form = "objects",
+    ) -> Stream:
+        """Ask for what a model yields for one input, part by part; see `submit`.
+
+        Nothing is computed before the first part is asked for. `timeout` holds for each part.
+        """
+        number = next(self._numbers)
+        asked = wire.Asked(_pickled([x]), form)
+        opening = wire.Open(number, database, model, version, asked)
+
+        def send(message: wire.Open | wire.Advance) -> Future[Slice]:
+            return self._accept(Request((database, model), version, asked, 1, timeout, alone=message))
+
+        return Stream(partial(send, opening), partial(send, wire.Advance(number)), partial(self._drop, number))
+
+    def _accept(self, request: Request) -> Future[Any]:
+        with self._lock:  # what is accepted before close() sets its flag is answered
+            self._start()
+            if _running_loop() is self._loop:
+                self._dispatcher.accept(request)
+            else:
+                self._loop.call_soon_threadsafe(self._dispatcher.accept, request)
+        return request.future
+
+    def _drop(self, stream: int) -> None:
+        with self._lock:
+            if self._started and not self._closed:
+                self._loop.call_soon_threadsafe(self._dispatcher.drop, stream)
 
     def loaded(self) -> list[dict[str, Any]]:
         """List the models that were asked for: state, version, memory, queue, counts, rate and latencies."""
@@ -129,26 +192,42 @@ class ModelServer:
         self._call(self._dispatcher.unload(database, model), None)
 
     def close(self) -> None:
-        """End the child and answer what waits with a `ServiceError`. Harmless when done twice."""
+        """End the children and answer what waits with a `ServiceError`. Harmless when done twice."""
         with self._lock:
-            if self._thread is not None and not self._closed:
+            first, self._closed = not self._closed, True
+        if first and self._started and self._loop.is_running():
+            asyncio.run_coroutine_threadsafe(self._finish(), self._loop).result()
+            if self._thread is not None:
                 self._loop.call_soon_threadsafe(self._loop.stop)
-            self._closed = True
         if self._thread is not None:
             self._thread.join()
 
     def _start(self) -> None:
         if self._closed:
             raise ServiceError("The model server was closed.")
-        if self._thread is None:
+        if self._started:
+            return
+        self._started = True
+        if self._given is not None:
+            self._loop = self._given
+        else:
             self._loop = asyncio.new_event_loop()
             self._thread = threading.Thread(target=self._run_loop, name="superduper-model-server", daemon=True)
             self._thread.start()
+        self._loop.call_soon_threadsafe(self._begin)
+
+    def _begin(self) -> None:
+        self._serving = self._loop.create_task(self._dispatcher.serve())
+
+    async def _finish(self) -> None:
+        self._serving.cancel()
+        await asyncio.gather(self._serving, return_exceptions=True)
+        await self._dispatcher.end()
 
     def _call(self, coroutine: Coroutine[Any, Any, T], otherwise: T) -> T:
         """Run a coroutine in the loop; where that never ran or has ended, there is nothing to ask."""
         with self._lock:
-            if self._closed or self._thread is None:
+            if self._closed or not self._started:
                 coroutine.close()
                 return otherwise
             future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
@@ -158,11 +237,23 @@ class ModelServer:
             return otherwise
 
     def _run_loop(self) -> None:
-        self._loop.create_task(self._dispatcher.serve())
         self._loop.run_forever()
-        tasks = asyncio.all_tasks(self._loop)
-        for task in tasks:
+        for task in (tasks := asyncio.all_tasks(self._loop)):
             task.cancel()
-        self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
-        self._loop.run_until_complete(self._dispatcher.end())
+        if tasks:
+            self._loop.run_until_complete(asyncio.wait(tasks))
         self._loop.close()
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def _pickled(inputs: list[Any]) -> bytes:
+    try:
+        return pickle.dumps(inputs, protocol=5)
+    except Exception as error:
+        raise InvalidInputError(f"These inputs can't be sent to the model's process: {error}") from error

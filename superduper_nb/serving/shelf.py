@@ -6,7 +6,7 @@ import ctypes
 import gc
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
@@ -14,9 +14,9 @@ import psutil
 
 from superduper_nb.errors import ModelError, NotFoundError, SuperduperError
 from superduper_nb.models import ItemError
-from superduper_nb.serving.values import Current, Load, LoadedModel, Predicts
+from superduper_nb.serving.values import Current, Errors, Load, LoadedModel, Predicts
 
-__all__ = ["Entry", "Shelf", "apply", "resident_bytes"]
+__all__ = ["Entry", "Shelf", "apply", "resident_bytes", "whole"]
 
 log = logging.getLogger(__name__)
 
@@ -47,10 +47,8 @@ class Shelf:
         self._newest: dict[tuple[str, str], int] = {}
         self._ask_at = 0.0
 
-    def get(
-        self, database: str, model: str, version: int | None, *, loading: Callable[[], None] = lambda: None
-    ) -> Entry:
-        """Return a model in a version (None: the newest); `loading` is called before it has to be loaded.
+    def get(self, database: str, model: str, version: int | None) -> Entry:
+        """Return a model in a version (None: the newest).
 
         Raises
         ------
@@ -64,7 +62,6 @@ class Shelf:
         if entry is not None:
             self._entries[key] = entry
             return entry
-        loading()
         entry = self._entries[key] = self._loaded(*key)
         self._shrink()
         return entry
@@ -129,7 +126,7 @@ def resident_bytes() -> int:
 
 
 def apply(predictor: Predicts, requests: Sequence[list[Any]]) -> list[list[Any] | ModelError]:
-    """Run the inputs of several requests as one batch; a request with a bad input fails alone."""
+    """Run the inputs of several requests as one batch; a request that makes the model raise fails alone."""
     inputs = [x for request in requests for x in request]
     try:
         outputs = predictor.predict_many(inputs)
@@ -140,13 +137,16 @@ def apply(predictor: Predicts, requests: Sequence[list[Any]]) -> list[list[Any] 
             return [ModelError(f"The model failed: {ItemError.of(error)}")]
         return [answer for request in requests for answer in apply(predictor, [request])]
     rows = iter(outputs)
-    return [_answer([next(rows) for _ in request]) for request in requests]
+    return [[next(rows) for _ in request] for request in requests]
 
 
-def _answer(outputs: list[Any]) -> list[Any] | ModelError:
+def whole(outputs: list[Any] | ModelError, errors: Errors) -> list[Any]:
+    """Return the outputs to one request; raise `ModelError` where there are none, or where not one may be missing."""
+    if isinstance(outputs, ModelError):
+        raise outputs
     failed = [i for i, output in enumerate(outputs) if isinstance(output, ItemError)]
-    if not failed:
+    if not failed or errors == "return":
         return outputs
     total = len(outputs)
     where = "this input" if total == 1 else f"{len(failed)} of {total} inputs, first on number {failed[0]}"
-    return ModelError(f"The model failed on {where}: {outputs[failed[0]]}")
+    raise ModelError(f"The model failed on {where}: {outputs[failed[0]]}")

@@ -19,7 +19,8 @@ class Statistics:
     """What was answered, and how fast."""
 
     def __init__(self) -> None:
-        self.requests = self.inputs = self.errors = 0
+        self.requests = self.inputs = self.errors = self.batches = 0
+        self.total_ms = 0.0
         self._samples: deque[tuple[float, float, int]] = deque(maxlen=_SAMPLES)  # (when, ms, inputs)
 
     def record(self, took_ms: float, *, inputs: int, failed: bool) -> None:
@@ -27,6 +28,7 @@ class Statistics:
         self.requests += 1
         self.inputs += inputs
         self.errors += failed
+        self.total_ms += took_ms
         self._samples.append((time.monotonic(), took_ms, inputs))
 
     def rates(self) -> tuple[float, float]:
@@ -58,7 +60,9 @@ class Statistics:
             "queue": queue,
             "count": self.requests,
             "inputs": self.inputs,
+            "batches": self.batches,
             "errors": self.errors,
+            "total_ms": self.total_ms,
             "rate": round(self.rates()[0], 3),
             **{f"p{percent}_ms": self.percentile(percent / 100) for percent in (50, 95, 99)},
         }

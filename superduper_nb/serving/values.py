@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
-__all__ = ["Current", "Load", "LoadedModel", "Prediction", "Predicts"]
+__all__ = ["Current", "Errors", "Form", "Load", "LoadedModel", "Prediction", "Predicts", "Slice"]
+
+Form = Literal["objects", "json", "bson"]
+"""How inputs and outputs look: Python objects; or stored values in, and the bytes of a JSON or BSON reply out."""
+
+Errors = Literal["raise", "return"]
+"""What comes of a request in which single inputs fail: an error, or an `ItemError` in the place of each."""
 
 
 class Predicts(Protocol):
@@ -32,17 +38,36 @@ class Prediction:
 
     Attributes
     ----------
-    outputs : list
-        One output for each input, in order.
+    outputs : list or bytes
+        One output for each input, in order; for a form of bytes, a JSON array of them or a BSON ``{"outputs": […]}``.
     version : int
         Version of the model that made them (all of them).
     took_ms : float
         From the request to the answer, waiting included.
     """
 
-    outputs: list[Any]
+    outputs: Any
     version: int
     took_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """A part of what a model yields for one input.
+
+    Attributes
+    ----------
+    pieces : list
+        What it yielded since the slice before: objects, or the bytes of each as JSON or BSON ``{"output": …}``.
+    done : bool
+        It has ended.
+    version : int
+        Version of the model.
+    """
+
+    pieces: list[Any]
+    done: bool
+    version: int
 
 
 @dataclass(frozen=True, slots=True)

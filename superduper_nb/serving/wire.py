@@ -12,9 +12,26 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, Final
 
 from superduper_nb import errors
-from superduper_nb.serving.values import Current, Load, LoadedModel
+from superduper_nb.serving.values import Current, Errors, Form, Load, LoadedModel
 
-__all__ = ["Answers", "Failure", "Hello", "Loaded", "Loading", "Ready", "Run", "Unload", "pack", "read", "receive"]
+__all__ = [
+    "Advance",
+    "Answers",
+    "Asked",
+    "End",
+    "Failure",
+    "Hello",
+    "Loaded",
+    "Loading",
+    "Open",
+    "Part",
+    "Ready",
+    "Run",
+    "Unload",
+    "pack",
+    "read",
+    "receive",
+]
 
 _LENGTH: Final = struct.Struct("!Q")
 
@@ -35,13 +52,47 @@ class Ready:
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """One request of a batch: a pickled list of inputs, and how it is to be answered."""
+
+    payload: bytes
+    form: Form = "objects"
+    errors: Errors = "raise"
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
-    """To the child: apply a model to these requests (pickled lists of inputs)."""
+    """To the child: apply a model to these requests; it answers `Answers`."""
 
     database: str
     model: str
     version: int | None
-    requests: list[bytes]
+    requests: list[Asked]
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """To the child: begin to stream a model's output for one input; it answers a `Part` or a `Failure`."""
+
+    stream: int
+    database: str
+    model: str
+    version: int | None
+    request: Asked
+
+
+@dataclass(frozen=True, slots=True)
+class Advance:
+    """To the child: go on with a stream; it answers a `Part` or a `Failure`, after which the stream is gone."""
+
+    stream: int
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """To the child: drop a stream; nothing is answered."""
+
+    stream: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +144,15 @@ class Answers:
     answers: list[bytes | Failure]
     version: int | None = None
     batch_size: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """From the child: pickled pieces of a stream, and whether it has ended."""
+
+    pieces: bytes
+    done: bool
+    version: int
 
 
 def pack(message: object) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Awaitable, Callable, Collection
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -18,7 +19,8 @@ from superduper_nb.models import ItemError
 from superduper_nb.search import SearchReply, SearchRequest
 from superduper_nb.server_ext.app import SuperduperApp
 from superduper_nb.server_ext.events import EventLog
-from superduper_nb.serving import Prediction
+from superduper_nb.serving import Form, Prediction, Slice, Stream
+from superduper_nb.serving.forms import read_inputs, write_outputs, write_piece
 
 SECRET = "s3cr3t-of-mongodb"
 
@@ -66,6 +68,7 @@ class FakeServices:
         self.fail: BaseException | None = None
         self.hold: threading.Event | None = None
         self.closed = False
+        self.pool = ThreadPoolExecutor(4)
 
     def status(self) -> dict[str, Any]:
         return {"version": "?", "mode": "test", "components": {"mongodb": {"state": "running", "where": "127.0.0.1:1"}}}
@@ -104,11 +107,42 @@ class FakeServices:
     def models(self, database: str) -> list[dict[str, Any]]:
         return [{"id": "double", "version": 0}]
 
+    def model_figures(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        return [], {}
+
     def predict(self, database: str, model: str, inputs: list[Any], version: int | None = None) -> Prediction:
         self._asked("predict", inputs)
         if model != "double":
             raise NotFoundError(f"No model {model!r} in {database}.")
         return Prediction(outputs=[self._output(x) for x in inputs], version=version or 0, took_ms=0.2)
+
+    def submit(
+        self,
+        database: str,
+        model: str,
+        inputs: list[Any],
+        *,
+        version: int | None = None,
+        form: Form = "objects",
+        **options: Any,
+    ) -> Future[Prediction]:
+        def answer() -> Prediction:
+            made = self.predict(database, model, read_inputs(form, inputs), version)
+            return Prediction(write_outputs(form, made.outputs), made.version, made.took_ms)
+
+        return self.pool.submit(answer)
+
+    def stream(
+        self, database: str, model: str, x: Any, version: int | None = None, *, form: Form = "objects", **options: Any
+    ) -> Stream:
+        def part(done: bool) -> Future[Slice]:
+            self._asked("stream", x)
+            return self.pool.submit(lambda: Slice([write_piece(form, x)], done, version or 0))
+
+        return Stream(lambda: part(False), lambda: part(True), lambda: self.calls.append(("dropped", x)))
+
+    def unload_model(self, database: str, model: str) -> None:
+        self._asked("unload", (database, model))
 
     def _output(self, x: Any) -> Any:
         if isinstance(x, (list, np.ndarray)):
@@ -125,6 +159,7 @@ class FakeServices:
 
     def close(self) -> None:
         self.closed = True
+        self.pool.shutdown(wait=False)
 
     def _asked(self, what: str, value: Any) -> None:
         self.calls.append((what, value))
@@ -142,7 +177,7 @@ def start() -> SimpleNamespace:
 
 @pytest.fixture(autouse=True)
 def _fake_engines(monkeypatch: pytest.MonkeyPatch, start: SimpleNamespace) -> None:
-    def build(config: Any, events: EventLog) -> FakeServices:
+    def build(config: Any, events: EventLog, loop: Any) -> FakeServices:
         start.times += 1
         if start.gate is not None:
             assert start.gate.wait(30)

@@ -25,6 +25,9 @@ ACTIONS = {
     ("jobs/{job}/retry", "post"): "execute",
     ("jobs", "post"): "execute",
     ("models/{database}/{model}/predict", "post"): "execute",
+    ("models/{database}/{model}/stream", "post"): "execute",
+    ("models/{database}/{model}/load", "post"): "execute",
+    ("models/{database}/{model}/unload", "post"): "execute",
 }
 """All others: read."""
 
@@ -101,7 +104,8 @@ class TestAuthorizer:
                     answer = await ask(verb.upper(), path_of(route), b"{}" if verb == "post" else None)
                     assert answer.status == 403, (verb, route.path)
                     assert answer.body["code"] == "forbidden"
-                    noun = "predict" if route.path.endswith("/predict") else re.match(r"\w+", route.path)[0]  # type: ignore[index]
+                    runs = route.path.startswith("models/") and verb == "post"
+                    noun = "predict" if runs else re.match(r"\w+", route.path)[0]  # type: ignore[index]
                     action = ACTIONS.get((route.path, verb), "read")
                     assert Recorder.asked == [(action, f"superduper:{noun}")], (verb, route.path)
         Recorder.asked = []
@@ -151,14 +155,29 @@ async def test_cookies_alone_change_nothing(running: Any, ask: Any, jp_serverapp
 
 async def _cookie(ask: Any, jp_serverapp: Any) -> str:
     """Return the cookie that a browser gets for the token."""
-    answer = await ask("GET", "status")
+    token = jp_serverapp.identity_provider.token
+    assert "Set-Cookie" not in (await ask("GET", "status")).headers  # a program needs none
+    answer = await ask("GET", "status", headers={"Authorization": ""}, params={"token": token})
     cookies = [value.partition(";")[0] for value in answer.headers.get_list("Set-Cookie")]
     assert cookies, "no login cookie was set"
     return "; ".join(cookies)
 
 
 async def test_foreign_hosts_are_refused(running: Any, ask: Any) -> None:
-    assert (await ask("GET", "status", headers={"Host": "evil.example"})).status == 403
+    for host, status in [("evil.example", 403), ("127.0.0.1", 200), ("evil.example", 403), ("127.0.0.1", 200)]:
+        assert (await ask("GET", "status", headers={"Host": host})).status == status
+
+
+async def test_the_token_is_compared_in_every_request(running: Any, ask: Any, jp_serverapp: Any) -> None:
+    """A program that was let in once is known by its token and nothing else."""
+    provider = jp_serverapp.identity_provider
+    own = {"Authorization": f"token {provider.token}"}
+    assert (await ask("GET", "status", headers=own)).status == 200
+    for wrong in ("", "x", provider.token[:-1], f"{provider.token}x", "ä", "token"):
+        assert (await ask("GET", "status", headers={"Authorization": f"token {wrong}"})).status == 403
+    assert (await ask("GET", "status", headers=own, params={"token": "x"})).status == 403  # the URL's comes first
+    provider.token = "another"
+    assert (await ask("GET", "status", headers=own)).status == 403
 
 
 def test_no_cross_origin_headers_of_our_own() -> None:

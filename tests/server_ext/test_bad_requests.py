@@ -208,7 +208,7 @@ ERRORS: list[tuple[BaseException, int, str]] = [
     (ConflictError("In use."), 409, "conflict"),
     (TrustError("Unsigned."), 409, "untrusted"),
     (ModelError("It raised 50% of the time."), 422, "model"),
-    (OverloadedError("Full.", 7), 503, "overloaded"),
+    (OverloadedError("Full.", 7), 429, "overloaded"),
     (MongoUnavailableError("Gone."), 503, "mongodb_unavailable"),
     (DeadlineError("Late."), 504, "deadline"),
     (AutoReconnect("mongodb://ana:s3cr3t@db:27017 closed"), 503, "mongodb_unavailable"),
@@ -239,7 +239,7 @@ async def test_errors_of_the_engines(
     assert_refused(answer, status, code)
     if isinstance(error, SuperduperError):
         assert answer.body["message"] == str(error)
-    if status == 503:
+    if status in (429, 503):
         assert int(answer.headers["Retry-After"]) == (7 if isinstance(error, OverloadedError) else 5)
     written = answer.raw.decode() + str(answer.headers) + "\n".join(logged(caplog))
     assert "s3cr3t" not in written

@@ -132,7 +132,7 @@ class TestLimits:
         while running.lanes["search"].busy < 3:
             await asyncio.sleep(0.01)
         answer = await ask("POST", "search", SEARCH)
-        assert (answer.status, answer.body["code"]) == (503, "overloaded")
+        assert (answer.status, answer.body["code"]) == (429, "overloaded")
         assert int(answer.headers["Retry-After"]) > 0
         assert (await jp_fetch("api/status")).code == 200  # the loop is free,
         assert (await ask("GET", "models/shop")).status == 200  # and so are the other lanes

@@ -32,7 +32,7 @@ def test_every_route_and_verb_is_described_and_the_reverse(
                 verbs = {verb for verb in VERBS if "_unimplemented" not in getattr(rule.target, verb).__name__}
                 registered |= {(f"/{path}", verb) for verb in verbs}
     assert said == registered
-    assert len(said) == 16
+    assert len(said) == 19
 
 
 def test_it_is_sound(described: dict[str, Any]) -> None:
@@ -53,6 +53,7 @@ async def test_real_answers_match_it(running: Any, ask: Any, described: dict[str
     assert served == described
     search = {"database": "shop", "collection": "products", "like": {"text": "warm"}}
     bodies = {"/search": search, "/jobs": {"database": "shop"}, "/models/{database}/{model}/predict": {"inputs": ["a"]}}
+    bodies["/models/{database}/{model}/stream"] = {"input": "a"}
     names = {"database": "shop", "collection": "c", "index": "meaning", "model": "double", "job": "j1"}
     await running.engine.services(wait=5)
     for route in ROUTES:

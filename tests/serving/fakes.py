@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,31 @@ def environment(x: Any) -> dict[str, Any]:
     return {"pid": os.getpid(), "threads": torch.get_num_threads(), "stdin": sys.stdin.read()}
 
 
+def work(seconds: float) -> int:
+    """Take a while; say where."""
+    time.sleep(seconds)
+    return os.getpid()
+
+
+def tick(folder: str) -> Iterator[int]:
+    """Yield a number every moment, until closed; say so by a file."""
+    try:
+        for i in range(1_000_000):
+            yield i
+            time.sleep(0.03)
+    finally:
+        Path(folder, "closed").touch()
+
+
+def letters(text: str) -> Iterator[str]:
+    for letter in text:
+        if letter == "!":
+            raise ValueError("no letter")
+        if letter == "#":
+            os._exit(3)
+        yield letter
+
+
 MODELS: dict[str, Callable[[], Any]] = {
     "double": lambda: Model(lambda x: x * 2),
     "batches": lambda: Batches(lambda x: x),
@@ -114,6 +139,9 @@ MODELS: dict[str, Callable[[], Any]] = {
     "environment": lambda: Model(environment),
     "odd": lambda: Model(lambda x: threading.Lock()),
     "linear": linear,
+    "work": lambda: Model(work),
+    "tick": lambda: Predictor(tick),
+    "letters": lambda: Predictor(letters),
     "real": lambda: Predictor(lambda x: x + 1, preprocess=float, postprocess=str),
 }
 

@@ -8,20 +8,26 @@ A verb of a leaf class reads, from the outside in::
     def post(self, work: Work[SearchBody, NoQuery]) -> Mapping[str, Any]: ...
 
 With a lane, the method is plain blocking code that runs in a thread, reading and writing of bodies included; without
-one, it is a coroutine that only looks at what is in memory.
+one, it is a coroutine that only looks at what is in memory. A method with a lane that is a coroutine itself only waits
+for others: it runs in the event loop and returns the bytes of the reply, or yields them as they come.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
+import inspect
 import json
 import traceback
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
+from hmac import compare_digest
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
 from jupyter_server.auth.decorator import authorized as jupyter_authorized
+from jupyter_server.auth.identity import IdentityProvider, PasswordIdentityProvider
 from jupyter_server.base.handlers import APIHandler, JupyterHandler
 from jupyter_server.extension.handler import ExtensionHandlerMixin
 from pydantic import BaseModel
@@ -39,8 +45,14 @@ if TYPE_CHECKING:
 
 __all__ = ["ApiBase", "ApiHandler", "Operation", "UnknownHandler", "Work", "authorized", "operation"]
 
+_JUPYTERS_PROVIDERS: Final = (IdentityProvider, PasswordIdentityProvider)
 _JUPYTERS_OWN: Final = frozenset({"token", "no_track_activity", "_xsrf", "_"})
 """Query parameters that mean something to Jupyter, or to caches."""
+
+_HOSTS: Final = 16
+_POLICY: Final = "superduper_content_security_policy"
+_SHORT: Final = 64 * 1024
+"""Bytes of a body that are read in the event loop in less than a millisecond."""
 
 Verb = Callable[..., Awaitable[None]]
 B = TypeVar("B", bound=BaseModel)
@@ -57,6 +69,10 @@ class Operation:
         A model, or the content type of an answer that is no object.
     lane : str or None
         Whose threads do the work.
+    waits : bool
+        The work is a coroutine, which only waits for others.
+    yields : bool
+        It yields parts of the reply as they come.
     """
 
     summary: str
@@ -64,6 +80,8 @@ class Operation:
     body: type[BaseModel]
     query: type[BaseModel]
     lane: LaneName | None
+    waits: bool
+    yields: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +113,15 @@ def operation(
     query: type[BaseModel] = NoQuery,
     lane: LaneName | None = None,
 ) -> Callable[[Callable[..., Any]], Verb]:
-    """Make a verb of a method: a function of `Work` where there is a lane, else a coroutine of (query, **names)."""
-    made = Operation(summary, reply, body, query, lane)
+    """Make a verb of a method: of `Work` where there is a lane, else a coroutine of (query, **names)."""
 
     def decorate(method: Callable[..., Any]) -> Verb:
+        waits, yields = inspect.iscoroutinefunction(method), inspect.isasyncgenfunction(method)
+        made = Operation(summary, reply, body, query, lane, waits, yields)
+
         @functools.wraps(method)
         async def verb(self: ApiBase, **path: str) -> None:
-            await self.answer(made, functools.partial(method, self), path)
+            await self.answer(made, partial(method, self), path)
 
         verb.operation = made  # type: ignore[attr-defined]
         return verb
@@ -139,6 +159,7 @@ class ApiBase(ExtensionHandlerMixin, JupyterHandler):
 
     async def prepare(self, **options: Any) -> None:
         """Refuse strangers and foreign pages, before any body is read."""
+        self._recognise_program()
         await super().prepare(**options)
         if self.request.method == "OPTIONS":
             return
@@ -149,12 +170,51 @@ class ApiBase(ExtensionHandlerMixin, JupyterHandler):
         if foreign and self.request.method in ("GET", "HEAD"):
             raise ApiError(403, "Blocked: this request comes from another site.")
 
+    def check_host(self) -> bool:
+        """Check a name of this server once, as Jupyter does: each request of a connection repeats it."""
+        allowed, host = self.app.hosts, self.request.host
+        if host in allowed:
+            return True
+        if not super().check_host():
+            return False
+        if len(allowed) < _HOSTS:
+            allowed.add(host)
+        return True
+
+    def _recognise_program(self) -> None:
+        """Let all programs that show the server's token be one user, instead of a new one with a new cookie each time.
+
+        The token is compared in every request. Browsers (they have cookies) and identity providers that are not
+        Jupyter's own are left to the provider.
+        """
+        provider, headers = self.identity_provider, self.request.headers
+        own_way = type(provider) in _JUPYTERS_PROVIDERS and "Cookie" not in headers
+        shown = own_way and provider.auth_header_pat.match(headers.get("Authorization", ""))
+        if not shown or not provider.token or "token" in self.request.query_arguments:
+            return
+        if compare_digest(shown[2].encode(), provider.token.encode()):
+            if self.app.program is None:
+                self.app.program = provider.generate_anonymous_user(self)
+            self._jupyter_current_user = self.app.program
+            self._token_authenticated = True
+
+    def compute_etag(self) -> None:
+        """Give answers no hash of themselves: nobody asks for the same one again."""
+
+    def _log(self) -> None:
+        """Spare the making of a line that no handler would write; our own metrics count the request."""
+        if self.get_status() >= 400 or self.app.logs_requests:
+            super()._log()
+
     async def answer(self, made: Operation, method: Callable[..., Any], path: Mapping[str, str]) -> None:
         """Send what comes of a request: a reply, or the error that was raised."""
         self._task = asyncio.current_task()
         try:
             names, query = check_path(path), check(made.query, self._query())
-            data, content_type = await (self._in_lane if made.lane else self._at_once)(made, method, names, query)
+            if made.yields:
+                await self._yielding(made, method, names, query)
+                return
+            data, content_type = await self._way(made)(made, method, names, query)
         except asyncio.CancelledError:
             if self._gone:
                 raise web.Finish from None
@@ -162,21 +222,62 @@ class ApiBase(ExtensionHandlerMixin, JupyterHandler):
         except web.HTTPError:
             raise
         except Exception as error:
-            raise self._translated(error) from None
+            raise self.translated(error) from None
         self.send(data, content_type)
+
+    def _way(self, made: Operation) -> Callable[..., Awaitable[tuple[bytes, str]]]:
+        if made.lane is None:
+            return self._at_once
+        return self._waiting if made.waits else self._in_lane
 
     async def _in_lane(
         self, made: Operation, method: Callable[..., Mapping[str, Any]], names: dict[str, str], query: BaseModel
     ) -> tuple[bytes, str]:
         assert made.lane
-        accepted, content_type = self._accepted(), self.request.headers.get("Content-Type", "")
+        accepted = self._accepted()
         services = await self.app.engine.services(self.app.ready_timeout)
 
         def call() -> bytes:
-            body = load(bytes(self.received), content_type) if self.received else {}
-            return dump(method(Work(services, names, query, check(made.body, body), accepted)), accepted)
+            return dump(method(Work(services, names, query, self._body(made), accepted)), accepted)
 
         return await self.app.lanes[made.lane].run(call), accepted
+
+    async def _waiting(
+        self, made: Operation, method: Callable[..., Awaitable[bytes]], names: dict[str, str], query: BaseModel
+    ) -> tuple[bytes, str]:
+        assert made.lane
+        with self.app.lanes[made.lane].hold():
+            work = await self._work(made, names, query)
+            return await method(work), work.content_type
+
+    async def _yielding(
+        self, made: Operation, method: Callable[..., AsyncGenerator[bytes]], names: dict[str, str], query: BaseModel
+    ) -> None:
+        """Send parts as they come. Until the first is there, an error is an answer of its own."""
+        assert made.lane
+        with self.app.lanes[made.lane].hold():
+            work = await self._work(made, names, query)
+            content_type = work.content_type if work.content_type == BSON else str(made.reply)
+            async with aclosing(method(work)) as parts:
+                async for part in parts:
+                    self.set_header("Content-Type", content_type)
+                    self.set_header("Cache-Control", "no-store")
+                    self.set_header("X-Accel-Buffering", "no")  # nginx would hold parts back
+                    self.write(part)
+                    await self.flush()
+        self.send(b"", content_type)
+
+    async def _work(self, made: Operation, names: dict[str, str], query: BaseModel) -> Work[Any, Any]:
+        assert made.lane
+        services = await self.app.engine.services(self.app.ready_timeout)
+        # A thread costs more than a short body, and a long one would hold up everybody.
+        short = len(self.received) <= _SHORT
+        body = self._body(made) if short else await self.app.lanes[made.lane].run(partial(self._body, made))
+        return Work(services, names, query, body, self._accepted())
+
+    def _body(self, made: Operation) -> Any:
+        content_type = self.request.headers.get("Content-Type", "")
+        return check(made.body, load(bytes(self.received), content_type) if self.received else {})
 
     async def _at_once(
         self, made: Operation, method: Callable[..., Awaitable[Any]], names: dict[str, str], query: BaseModel
@@ -187,7 +288,8 @@ class ApiBase(ExtensionHandlerMixin, JupyterHandler):
         accepted = self._accepted()
         return dump(reply, accepted), accepted
 
-    def _translated(self, error: Exception) -> ApiError:
+    def translated(self, error: Exception) -> ApiError:
+        """Return the answer for an error; a surprise goes to the log."""
         if (answer := translate(error)) is not None:
             return answer
         self.log.error("%s %s failed:\n%s", self.request.method, self.template, redact(traceback.format_exc()))
@@ -237,6 +339,13 @@ class ApiBase(ExtensionHandlerMixin, JupyterHandler):
 @web.stream_request_body
 class ApiHandler(ApiBase, APIHandler):
     """A handler of the API. A body comes in parts, so that one that is too long is refused before it is here."""
+
+    @property
+    def content_security_policy(self) -> str:
+        """The policy of Jupyter's own API, put together once."""
+        if _POLICY not in self.settings:
+            self.settings[_POLICY] = super().content_security_policy
+        return cast("str", self.settings[_POLICY])
 
     async def prepare(self, **options: Any) -> None:
         """Set the limit for the body."""

@@ -44,7 +44,7 @@ class EventsHandler(WebSocketMixin, WebSocketHandler, ApiBase):
         try:
             self._since = check(EventsQuery, self._query()).since
         except InvalidInputError as error:
-            raise self._translated(error) from None
+            raise self.translated(error) from None
         await super().get()
 
     @operation("Events of jobs and indexes; a websocket where asked for", query=EventsQuery, reply=EventsReply)

@@ -1,0 +1,294 @@
+"""One child process and what it does: batches and parts of streams, one at a time; it is replaced when it dies."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import pickle
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+from superduper_nb.errors import ModelError, ServiceError
+from superduper_nb.serving import wire
+from superduper_nb.serving.lanes import Lanes, Outcome, Request
+from superduper_nb.serving.process import ModelProcess, ProcessEndedError
+from superduper_nb.serving.values import Prediction, Slice
+
+__all__ = ["Replica"]
+
+log = logging.getLogger(__name__)
+
+_LOAD_S: Final = 300.0
+_STARTS: Final = 3
+_PAUSE_S: Final = 0.1
+_LONGEST_PAUSE_S: Final = 10.0
+
+
+class Replica:
+    """Takes batches from the queues that all replicas share. Belongs to one event loop.
+
+    Parameters
+    ----------
+    hello : bytes
+        What a new child is told: a packed `wire.Hello`.
+    lanes : Lanes
+        The queues.
+    grace : float
+        Seconds that a batch may always take.
+    held_elsewhere : callable
+        Says whether another replica has a model in memory.
+    give_up : callable
+        Called when the child did not start for the third time in a row.
+
+    Attributes
+    ----------
+    idle : bool
+        It waits for work.
+    loaded : wire.Loaded
+        What the child has in memory.
+    loading : tuple of str, or None
+        Database and name of the model that it loads just now.
+    streams : set of int
+        The streams that are open in the child.
+    """
+
+    def __init__(
+        self,
+        hello: bytes,
+        lanes: Lanes,
+        *,
+        grace: float,
+        held_elsewhere: Callable[[Replica, tuple[str, str]], bool],
+        give_up: Callable[[ServiceError], None],
+    ) -> None:
+        self._hello, self._lanes, self._grace = hello, lanes, grace
+        self._held_elsewhere, self._give_up = held_elsewhere, give_up
+        self._work = asyncio.Event()
+        self._turn = asyncio.Lock()  # held by who talks to the child
+        self._child: ModelProcess | None = None
+        self._inside: list[Request] = []  # the batch that it runs
+        self._steps: deque[Request] = deque()  # of streams
+        self._dropped: list[int] = []  # streams that nobody reads any more
+        self._step_next = False
+        self._deaths = 0  # in a row, without a batch that was answered between
+        self._failed_starts = 0  # in a row
+        self.restarts = 0
+        self.streams: set[int] = set()
+        self.loading: tuple[str, str] | None = None
+        self.loaded = wire.Loaded([], 0)
+
+    @property
+    def idle(self) -> bool:
+        """Say whether it waits for work."""
+        return not self._work.is_set()
+
+    def wake(self) -> None:
+        """Have it look at the queues."""
+        self._work.set()
+
+    def advance(self, request: Request) -> None:
+        """Queue the next part of one of its streams."""
+        self._steps.append(request)
+        self.wake()
+
+    def drop(self, stream: int) -> None:
+        """Have the child drop a stream before its next work."""
+        self.streams.discard(stream)
+        if self.pid:
+            self._dropped.append(stream)
+            self.wake()
+
+    def holds(self, name: tuple[str, str]) -> bool:
+        """Say whether the child has a model in memory."""
+        return any((about.database, about.model) == name for about in self.loaded.models)
+
+    async def serve(self) -> None:
+        """Run batches until cancelled."""
+        while True:
+            await self._work.wait()
+            async with self._turn:
+                child = await self._ready_child()
+                if child is not None:
+                    await self._serve_once(child)
+            if not (self._lanes or self._steps or self._dropped):
+                self._work.clear()
+
+    async def _serve_once(self, child: ModelProcess) -> None:
+        try:
+            while self._dropped:
+                await child.send(wire.pack(wire.End(self._dropped.pop())))
+            await self._fetch(child)
+        except (TimeoutError, ProcessEndedError):
+            await self._bury(child)
+            return
+        # Taken after the child is ready: what came while it started, or loaded the model, joins the batch.
+        if batch := self._next():
+            await self._run(child, batch)
+
+    async def _fetch(self, child: ModelProcess) -> None:
+        """Load the model whose turn it is before its requests are taken: a replica that has it may be free first."""
+        name = self._lanes.first
+        if name is not None and not self.holds(name) and self._held_elsewhere(self, name):
+            await self._exchange(child, wire.Run(*name, None, []), name)
+
+    def _next(self) -> list[Request]:
+        """Take a batch or the next part of a stream, in turn."""
+        self._step_next = not self._step_next
+        if self._steps and (self._step_next or not self._lanes):
+            step = self._steps.popleft()
+            return [step] if step.claim() else []
+        return self._lanes.take()
+
+    async def unload(self, database: str, model: str) -> None:
+        """Have the child drop a model, after the running batch."""
+        async with self._turn:
+            child = self._child
+            if child is None or not child.alive:
+                return
+            try:
+                async with asyncio.timeout(self._grace):
+                    await child.send(wire.pack(wire.Unload(database, model)))
+                    self.loaded = await child.receive()
+            except (TimeoutError, ProcessEndedError):
+                await self._bury(child)
+
+    async def end(self) -> None:
+        """End the child and answer what is left; `serve` must have been cancelled."""
+        for request in [*self._inside, *self._steps]:
+            request.answer(ServiceError("The model server was closed."))
+        if self._child is not None:
+            await self._child.end()
+
+    @property
+    def pid(self) -> int | None:
+        """The process id of the child, while it lives."""
+        child = self._child  # once: another thread asks
+        return child.pid if child is not None and child.alive else None
+
+    def status(self) -> dict[str, Any]:
+        """Say how the child is."""
+        state = "running" if self.pid else "idle" if self.idle else "starting"
+        return {"state": state, "pid": self.pid, "restarts": self.restarts, "rss": self.loaded.rss}
+
+    async def _ready_child(self) -> ModelProcess | None:
+        """Return the child, started again where need be; None where it does not start."""
+        if self._child is not None and self._child.alive:
+            return self._child
+        if self._child is not None:
+            await self._bury(self._child)
+        await asyncio.sleep(min(_PAUSE_S * 2**self._deaths, _LONGEST_PAUSE_S) if self._deaths > 1 else 0)
+        try:
+            self._child = await ModelProcess.start(self._hello)
+        except (ProcessEndedError, OSError) as error:
+            self._note_failed_start(error)
+            return None
+        self._failed_starts = 0
+        return self._child
+
+    def _note_failed_start(self, error: Exception) -> None:
+        log.error("The model server's process does not start: %s", error)
+        self._deaths += 1
+        self._failed_starts += 1
+        if self._failed_starts >= _STARTS:
+            self._give_up(ServiceError(f"The model server's process does not start: {error}. See the log."))
+
+    async def _bury(self, child: ModelProcess) -> str:
+        ended = await child.end()
+        log.warning("The model server's process %d ended: %s", child.pid, ended)
+        self._child, self.loaded, self.loading = None, wire.Loaded([], 0), None
+        self._deaths += 1
+        self.restarts += 1
+        self.streams.clear()
+        self._dropped.clear()
+        while self._steps:
+            self._lanes.answer(self._steps.popleft(), _cut(ended))
+        return ended
+
+    async def _run(self, child: ModelProcess, batch: list[Request]) -> None:
+        self._inside = batch
+        first, latest = batch[0], max(request.deadline for request in batch)
+        run = wire.Run(*first.name, first.version, [request.asked for request in batch])
+        try:
+            answer = await self._exchange(child, first.message or run, first.name, latest)
+        except TimeoutError:
+            await self._bury(child)
+            for request in batch:
+                self._lanes.expire(request)
+        except Exception as error:
+            if not isinstance(error, ProcessEndedError):
+                log.exception("The model server's process said what can't be understood")
+            self._try_again(batch, await self._bury(child))
+        else:
+            self._deaths = 0
+            self._deliver(batch, answer)
+        self._inside = []
+
+    async def _exchange(self, child: ModelProcess, message: object, name: tuple[str, str], latest: float = 0.0) -> Any:
+        """Send the child work and wait for the answer; raises `TimeoutError` when it hangs."""
+        now = asyncio.get_running_loop().time
+        async with asyncio.timeout_at(max(latest, now() + self._grace)) as limit:
+            await child.send(wire.pack(message))
+            while isinstance(said := await child.receive(), (wire.Loading, wire.Loaded)):
+                if isinstance(said, wire.Loaded):
+                    self.loaded = said
+                self.loading = name if isinstance(said, wire.Loading) else None
+                limit.reschedule(max(latest, now() + (_LOAD_S if self.loading else self._grace)))
+        self.loading = None
+        return said
+
+    def _deliver(self, batch: list[Request], answer: wire.Answers | wire.Part | wire.Failure) -> None:
+        if isinstance(answer, wire.Answers):
+            if answer.version is not None:
+                self._lanes.learn(batch[0].name, answer.batch_size)
+            for request, one in zip(batch, answer.answers, strict=True):
+                self._lanes.answer(request, _outcome(request, one, answer.version))
+        else:
+            self._deliver_part(batch[0], answer)
+
+    def _deliver_part(self, request: Request, answer: wire.Part | wire.Failure) -> None:
+        assert request.message is not None
+        stream, goes_on = request.message.stream, isinstance(answer, wire.Part) and not answer.done
+        if not goes_on:
+            self.streams.discard(stream)
+        if isinstance(answer, wire.Part) and isinstance(request.message, wire.Open):
+            self._lanes.learn(request.name, None)
+            self.streams |= {stream} if goes_on else set()
+        if not self._lanes.answer(request, _part(answer)) and goes_on:
+            self.drop(stream)
+
+    def _try_again(self, batch: list[Request], ended: str) -> None:
+        """Queue what was inside when the child died, each alone: only what kills it twice is to blame."""
+        for request in batch:
+            if isinstance(request.message, wire.Advance):
+                self._lanes.answer(request, _cut(ended))
+            elif request.killed:
+                reason = f"The process that runs the models ended ({ended}) in this request, twice."
+                self._lanes.answer(request, ModelError(reason))
+            request.alone = request.killed = True
+        self._lanes.put_back([request for request in batch if not request.future.done()])
+
+
+def _cut(ended: str) -> ServiceError:
+    return ServiceError(f"The process that ran this stream ended ({ended}): ask again from the start.")
+
+
+def _part(answer: wire.Part | wire.Failure) -> Outcome:
+    if isinstance(answer, wire.Failure):
+        return answer.error()
+    return _read(answer.pieces, lambda pieces: Slice(pieces, answer.done, answer.version))
+
+
+def _outcome(request: Request, answer: bytes | wire.Failure, version: int | None) -> Outcome:
+    if isinstance(answer, wire.Failure):
+        return answer.error()
+    if request.asked.form != "objects":
+        return Prediction(answer, version or 0, request.waited_ms)
+    return _read(answer, lambda outputs: Prediction(outputs, version or 0, request.waited_ms))
+
+
+def _read(pickled: bytes, make: Callable[[Any], Outcome]) -> Outcome:
+    try:
+        return make(pickle.loads(pickled))
+    except Exception as error:
+        return ModelError(f"The model's output can't be read outside its process: {type(error).__name__}: {error}")

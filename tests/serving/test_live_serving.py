@@ -1,0 +1,276 @@
+"""Models behind a real notebook server: the answers are those of the model applied here, whichever way they travel."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import bson
+import cloudpickle
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from superduper_nb.errors import InvalidInputError, ModelError, NotFoundError, ServiceError
+from superduper_nb.models import ItemError, Predictor
+from tests.serving import live_models
+from tests.serving.live import Live, eventually, running
+
+pytestmark = pytest.mark.slow
+
+MODELS: dict[str, Any] = {
+    "scale": live_models.Scale(),
+    "spell": live_models.Spell(),
+    "thumbnail": live_models.thumbnail,
+    "count": live_models.count,
+    "tick": live_models.tick,
+    "trouble": live_models.trouble,
+    "short": live_models.Short(),
+    "length": live_models.length,
+    "echo": lambda x: x,
+}
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory, mongo_uri: str) -> Iterator[Live]:
+    cloudpickle.register_pickle_by_value(live_models)
+    with running(tmp_path_factory.mktemp("live") / "home", mongo_uri) as server:
+        for name, model in MODELS.items():
+            server.client["shop"].create_model(name, model)
+        yield server
+        server.client.drop_database("shop")
+    cloudpickle.unregister_pickle_by_value(live_models)
+
+
+@pytest.fixture(scope="module")
+def docs(live: Live) -> Any:
+    return live.client["shop"]["products"]
+
+
+def row_of(live: Live, model: str, database: str = "shop") -> Any:
+    """Return what the listing says about a model."""
+    return next(row for row in live.client.services.models(database) if row["id"] == model)
+
+
+def local(model: str) -> Predictor:
+    return Predictor(MODELS[model])
+
+
+VALUES: list[Any] = [None, True, 5, 2.5, "ä", [1, [2.5, "x"]], {"a": {"b": [1]}}, bson.ObjectId("5" * 24), b"\x00"]
+ARRAYS = [np.arange(3, dtype=np.float32), np.eye(2), np.arange(6, dtype=np.int8).reshape(1, 2, 3)]
+
+
+def test_values_and_arrays_come_back_as_they_were(docs: Any) -> None:
+    assert docs.predict_many("echo", VALUES) == VALUES
+    for array in ARRAYS:
+        got = docs.predict("echo", array)
+        np.testing.assert_array_equal(got, array)
+        assert (got.dtype, got.shape) == (array.dtype, array.shape)
+    tensor = torch.arange(6, dtype=torch.bfloat16).reshape(2, 3)
+    assert torch.equal(docs.predict("echo", tensor), tensor)
+
+
+def test_a_module_a_function_and_an_image_answer_as_here(docs: Any) -> None:
+    xs = [[1, 2, 3], [4.5, 5, 6]]
+    here = local("scale").predict_many(xs)
+    for there, expected in zip(docs.predict_many("scale", xs), here, strict=True):
+        np.testing.assert_array_equal(np.asarray(there), expected.numpy())
+    picture = Image.effect_noise((8, 8), 50)
+    assert docs.predict("thumbnail", picture).tobytes() == live_models.thumbnail(picture).tobytes()
+
+
+def test_json_in_and_out(live: Live) -> None:
+    xs = [[1, 2, 3], [4.5, 5, 6]]
+    status, reply = live.ask("POST", "models/shop/scale/predict", {"inputs": xs, "version": 1})
+    assert (status, reply["version"]) == (200, 1)
+    assert reply["outputs"] == [row.tolist() for row in local("scale").predict_many(xs)]
+    picture = Image.effect_noise((8, 8), 50)
+    stored = live.client["shop"]._workspace.loader.codec().encode(picture)
+    body = json.loads(bson.json_util.dumps({"inputs": [stored]}))
+    (output,) = live.ask("POST", "models/shop/thumbnail/predict", body)[1]["outputs"]
+    got = live.client["shop"]._workspace.loader.codec().decode(bson.json_util.loads(json.dumps(output)))
+    assert got.tobytes() == live_models.thumbnail(picture).tobytes()
+    assert live.ask("POST", "models/shop/echo/predict", {"inputs": [{"$numberDouble": "NaN"}, 2**70 % 2**62]})[1][
+        "outputs"
+    ] == [{"$numberDouble": "NaN"}, 2**70 % 2**62]
+
+
+def test_a_version_can_be_pinned(live: Live, docs: Any) -> None:
+    docs.create_model("versioned", lambda x: ["one", x])
+    docs.create_model("versioned", lambda x: ["two", x])
+    assert docs.predict("versioned", 1) == ["two", 1]
+    assert docs.predict("versioned", 1, version=1) == ["one", 1]
+    with pytest.raises(NotFoundError):
+        docs.predict("versioned", 1, version=9)
+
+
+def test_one_bad_input_may_have_an_error_in_its_place(docs: Any) -> None:
+    with pytest.raises(ModelError, match="on 1 of 3 inputs, first on number 1: RuntimeError: asked to"):
+        docs.predict_many("trouble", [1, "raise", 2])
+    assert docs.predict_many("trouble", [1, "raise", 2], errors="return") == [
+        1,
+        ItemError("RuntimeError", "asked to"),
+        2,
+    ]
+
+
+def test_awaited_predictions_share_batches(live: Live, docs: Any) -> None:
+    docs.predict("length", "warm")
+    before = row_of(live, "length")
+
+    async def ask() -> list[Any]:
+        return await asyncio.gather(*(docs.apredict("length", "x" * i) for i in range(200)))
+
+    assert asyncio.run(ask()) == [live_models.length("x" * i) for i in range(200)]
+    after = row_of(live, "length")
+    assert after["inputs"] - before["inputs"] == 200
+    assert after["batches"] - before["batches"] < 150
+
+
+class TestStreams:
+    def test_pieces_are_those_of_the_generator(self, docs: Any) -> None:
+        assert list(docs.predict_stream("count", 5)) == docs.predict("count", 5) == [0, 1, 2, 3, 4]
+        assert list(docs.predict_stream("spell", "warm")) == local("spell").predict("warm") == list("warm")
+        assert list(docs.predict_stream("length", "abc")) == [[3.0, 1.0, 0.0]]  # what does not yield: its one output
+
+        async def collect() -> list[Any]:
+            return [piece async for piece in docs.apredict_stream("count", 5)]
+
+        assert asyncio.run(collect()) == [0, 1, 2, 3, 4]
+
+    def test_an_error_comes_after_what_was_yielded_before_it(self, docs: Any) -> None:
+        seen: list[int] = []
+        with pytest.raises(ModelError, match="ValueError: seven"):
+            seen.extend(docs.predict_stream("count", 9))
+        assert seen == [0, 1, 2, 3, 4, 5, 6]
+        for model, error in [("nope", NotFoundError), ("trouble", ModelError)]:
+            with pytest.raises(error):
+                list(docs.predict_stream(model, "raise"))
+
+    def test_events(self, live: Live) -> None:
+        headers = {"Content-Type": "application/json"}
+        answer = live.send("POST", "models/shop/count/stream", b'{"input": 2}', headers=headers)
+        assert answer.headers["Content-Type"] == "text/event-stream"
+        assert answer.body == (b'data: {"output": 0}\n\ndata: {"output": 1}\n\nevent: end\ndata: {"version": 1}\n\n')
+        answer = live.send("POST", "models/shop/count/stream", b'{"input": 9}', headers=headers)
+        assert answer.status == 200
+        assert b'event: error\ndata: {"message": "The model failed' in answer.body
+        assert live.ask("POST", "models/shop/nope/stream", {"input": 9})[0] == 404
+
+    def test_others_are_served_meanwhile_and_a_reader_that_leaves_ends_it(self, docs: Any, tmp_path: Path) -> None:
+        pieces = docs.predict_stream("tick", str(tmp_path))
+        other = docs.predict_stream("tick", str(tmp_path / "nowhere"))
+        assert [next(pieces), next(other), next(pieces)] == [0, 0, 1]
+        for i in range(5):
+            assert docs.predict("length", "x" * i) == live_models.length("x" * i)
+        assert next(other) == 1
+        pieces.close()
+        eventually((tmp_path / "closed").exists, "the model's generator is closed")
+        other.close()
+
+
+def test_search_encodes_in_the_batches_of_everyone_else(live: Live) -> None:
+    docs = live.client["batched"]["products"]
+    docs.create_model("slow", live_models.length, type="vector")
+    docs.create_semantic_index("meaning", models=["slow"], keys=["text"], measure="l2")
+    docs.insert_many([{"_id": i, "text": "x" * i} for i in range(1, 40)]).jobs.wait(60)
+    docs.find_one(like={"text": "x"})
+
+    def ask(i: int) -> None:
+        if i % 2:
+            assert docs.find_one(like={"text": "x" * i})["_id"] == i
+        else:
+            assert docs.predict("slow", "x" * i) is not None
+
+    before = row_of(live, "slow", "batched")
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(ask, [*range(1, 40)] * 3))
+    after = row_of(live, "slow", "batched")
+    assert after["inputs"] - before["inputs"] == 117  # searches and predictions, all through the same queue
+    assert after["batches"] - before["batches"] < 117
+    live.client.drop_database("batched")
+
+
+DRILLS: list[tuple[str, Any, int, str]] = [
+    ("trouble", "raise", 422, "RuntimeError: asked to"),
+    ("trouble", "memory", 422, "MemoryError"),
+    ("trouble", "exit", 422, "exit code 3"),
+    ("short", 1, 422, "answered 0 rows"),
+    ("scale", [1, 2], 422, ""),
+    ("scale", {"a": 1}, 422, ""),
+    ("scale", "abc", 422, ""),
+    ("nope", 1, 404, "nope"),
+]
+
+
+@pytest.mark.parametrize(("model", "x", "status", "message"), DRILLS)
+def test_trouble_is_answered_and_the_next_request_too(
+    live: Live, model: str, x: Any, status: int, message: str
+) -> None:
+    answered, reply = live.ask("POST", f"models/shop/{model}/predict", {"inputs": [x]})
+    assert (answered, message in reply["message"]) == (status, True), reply
+    assert live.ask("POST", "models/shop/length/predict", {"inputs": ["abc"]})[1]["outputs"] == [[3.0, 1.0, 0.0]]
+
+
+def test_ten_megabytes_of_json(live: Live, docs: Any) -> None:
+    rows = np.random.default_rng(0).random((10_000, 64)).tolist()
+    assert len(json.dumps(rows)) > 10_000_000
+    status, reply = live.ask("POST", "models/shop/echo/predict", {"inputs": rows})
+    assert (status, reply["outputs"] == rows) == (200, True)
+    with pytest.raises(InvalidInputError, match="at most 33554432"):
+        docs.predict("echo", b"x" * (40 << 20))
+
+
+def test_the_listing_and_memory(live: Live, docs: Any) -> None:
+    docs.load_model("scale", example=[1, 2, 3])
+    row = row_of(live, "scale")
+    assert (row["state"], row["version"]) == ("ready", 1)
+    assert row["rss"] >= 0
+    assert 0 < row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"]
+    docs.unload_model("scale")
+    assert row_of(live, "scale")["state"] == "unloaded"
+    text = live.send("GET", "metrics").body.decode()
+    for figure in ("inputs_total", "batches_total", "errors_total", "queue", "latency_seconds"):
+        assert f'superduper_model_{figure}{{database="shop",model="scale"' in text, figure
+    assert "superduper_model_server_restarts_total" in text
+
+
+def test_killed_and_swapped_under_load_every_request_is_answered(live: Live, docs: Any) -> None:
+    """Clients over HTTP see outputs of one version or another, or an error that says to try again; none hangs."""
+    docs.create_model("swapped", lambda x: [1, x])
+    stop, seen = threading.Event(), []
+
+    def ask(i: int) -> None:
+        while not stop.is_set():
+            try:
+                version, x = docs.predict("swapped", i)
+                assert x == i
+                seen.append(version)
+            except (ServiceError, ModelError) as error:
+                seen.append(type(error).__name__)
+
+    with ThreadPoolExecutor(8) as pool:
+        asking = [pool.submit(ask, i) for i in range(8)]
+        for version in (2, 3, 4):
+            eventually(lambda v=version: v - 1 in seen[-20:], "the version is served")
+            docs.create_model("swapped", lambda x, v=version: [v, x])
+        eventually(lambda: 4 in seen[-20:], "the last version is served")
+        assert not [answer for answer in seen if isinstance(answer, str)]  # no swap failed a request
+        for _ in range(3):
+            pid = eventually(live.model_process, "a process runs the models")
+            os.kill(pid, signal.SIGKILL)
+            eventually(lambda dead=pid: live.model_process() not in (None, dead), "there is another one")
+        begun = len(seen)
+        eventually(lambda: len(seen) > begun + 50, "requests are answered again")
+        stop.set()
+        for future in asking:
+            future.result(timeout=60)
+    assert seen[-1] == 4
