@@ -223,7 +223,7 @@ class Loop:
     def _update_here(self, batches: list[list[Any]]) -> float:
         size = sum(map(len, batches))
         collate = self._stepper.trainer.collate
-        return self._stepper.step([(collate(batch), len(batch) / size) for batch in batches])
+        return self._stepper.step([(collate(batch), len(batch) / size, [len(batch)]) for batch in batches])
 
     def _look(self) -> None:
         """Note the loss, validate, and save a checkpoint, where it is time to."""

@@ -44,16 +44,26 @@ class Stepper:
         self.trained = _trained(self.modules, training.use_grads)
         self.optimizers = {name: _optimizer(module, training) for name, module in self.trained.items()}
         self.schedulers = {name: _scheduler(each, training, total) for name, each in self.optimizers.items()}
-        self._type = next(iter(next(iter(self.trained.values())).parameters())).device.type
+        self.device = next(iter(next(iter(self.trained.values())).parameters())).device
+        self._type = self.device.type
+        self.group, self.steps = trainer.group, 0
         self._scaler = _scaler(self._type, training.precision)
 
-    def step(self, batches: Sequence[tuple[Any, float]]) -> float:
-        """Update the weights once by the mean gradient of these batches, given with their weights; return the loss."""
+    def step(self, batches: Sequence[tuple[Any, float, Sequence[int]]]) -> float:
+        """Update the weights once by the mean gradient of these batches; return the loss.
+
+        Parameters
+        ----------
+        batches : sequence of (batch, float, sequence of int)
+            This process's rows, the weight of the whole batch, and how many rows each process has.
+        """
+        self.steps += 1
         self._train_mode()
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
         total = 0.0
-        for batch, weight in batches:
+        for batch, weight, sizes in batches:
+            self.group.begin(sizes)
             with self.autocast():
                 loss = self.trainer.step(batch)
             if isgenerator(loss):
@@ -99,11 +109,15 @@ class Stepper:
             what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else repr(loss)[:80]
             raise ModelError(f"The loss must be a tensor of one number; it was {what}.")
         loss = loss.reshape(())
-        return loss, float(loss.detach())
+        if self.group.gathered:
+            return loss, float(loss.detach())
+        loss = loss * self.group.share
+        return loss, self.group.sum(float(loss.detach()))
 
     def _apply(self, models: Sequence[str]) -> None:
         import torch
 
+        self.group.reduce(p for name in models for p in self.trained[name].parameters() if p.requires_grad)
         parameters = [p for name in models for p in self.trained[name].parameters() if p.grad is not None]
         for name in models:
             self._scaler.unscale_(self.optimizers[name])
@@ -138,6 +152,7 @@ class Stepper:
             "optimizers": {name: each.state_dict() for name, each in self.optimizers.items()},
             "schedulers": {name: each.state_dict() for name, each in self.schedulers.items()},
             "scaler": self._scaler.state_dict(),
+            "steps": self.steps,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -147,6 +162,7 @@ class Stepper:
             optimizer.load_state_dict(state["optimizers"][name])
             self.schedulers[name].load_state_dict(state["schedulers"][name])
         self._scaler.load_state_dict(state["scaler"])
+        self.steps = state["steps"]
 
     def weights(self) -> dict[str, dict[str, Any]]:
         """Return a copy of the weights of what is trained, in main memory."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -103,8 +104,17 @@ class Run:
             return Trained(result, {}, self._skipped)
         if trainer.loss is None and self.task.kind == "imputation":
             raise InvalidInputError("The model is a torch module: say by which loss= it is to be trained.")
-        loop = Loop(Stepper(trainer, self.training, total), self.training, train, validation, total, recorder, onlooker)
-        result = loop.run(checkpoint)
+        stepper = Stepper(trainer, self.training, total)
+        with contextlib.ExitStack() as undo:
+            update = None
+            if self.training.processes > 1:
+                from superduper_nb.training.parallel import Processes
+
+                processes = Processes(stepper, self.training, total)
+                undo.callback(processes.close)
+                update = processes.update
+            loop = Loop(stepper, self.training, train, validation, total, recorder, onlooker, update)
+            result = loop.run(checkpoint)
         return Trained(result, {}, self._skipped)
 
     def store(self, trained: Trained) -> Trained:

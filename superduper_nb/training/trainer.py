@@ -20,11 +20,34 @@ _MISSING = object()
 
 
 class Group:
-    """The processes that train together. This one is alone."""
+    """The processes that train together. This one is alone.
+
+    Attributes
+    ----------
+    gathered : bool
+        The loss of this batch was taken over the rows of all.
+    """
+
+    gathered = True
+
+    def begin(self, sizes: Sequence[int]) -> None:
+        """Hear how the rows of the next batch are shared out."""
+
+    @property
+    def share(self) -> float:
+        """How much of the batch is this process's."""
+        return 1.0
 
     def gather(self, tensor: Tensor) -> Tensor:
         """Return the rows of all processes, in their order; gradients flow to one's own."""
         return tensor
+
+    def sum(self, value: float) -> float:
+        """Return the sum over the processes."""
+        return value
+
+    def reduce(self, parameters: Iterable[Any]) -> None:
+        """Replace each gradient by the sum over the processes."""
 
 
 @dataclass(slots=True)

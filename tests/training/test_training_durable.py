@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -144,3 +145,34 @@ def test_ctrl_c_keeps_the_best_too(digits: Docs, monkeypatch: pytest.MonkeyPatch
     assert digits.imputations["digit"].runs["stopped"].tolist() == ["interrupted"]
     assert digits.models.versions("net") == [1, 2]
     assert not any(thread.name.startswith("superduper-training") for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize("own_trainer", [False, True])
+def test_two_processes_take_the_same_steps_as_one(digits: Docs, own_trainer: bool) -> None:
+    """With a weighted loss over the whole batch, and with a trainer that knows of no other process."""
+    weights = []
+    for processes in (1, 2):
+        digits.create_model("net", net(dropout=0.0))
+        how = sd.Training(
+            max_steps=15, batch_size=33, optimizer="SGD", lr=0.1, clip_norm=1.0, processes=processes, validate_every=5
+        )
+        if own_trainer:
+            digits.create_trainer("plain", Squares)
+            jobs = digits.create_learning_task("digit", "plain", ["net"], ["img"], training=how)
+        else:
+            how = replace(how, class_weights={"one": 5.0}, grad_accumulation=2)
+            jobs = digits.create_imputation("digit", "net", "img", None, "label", loss="cross_entropy", training=how)
+        jobs.wait()
+        kind = digits.learning_tasks if own_trainer else digits.imputations
+        weights.append((digits.models["net"].state_dict(), kind["digit"].history["loss"].dropna().tolist()))
+        kind.delete("digit", force=True)
+        digits.models.delete("net", force=True)
+    (one, losses), (two, also) = weights
+    assert not torch.allclose(one["layers.0.weight"], net().layers[0].weight, atol=1e-3)
+    assert all(torch.allclose(one[name], two[name], atol=1e-5) for name in one)
+    assert losses == pytest.approx(also, rel=1e-4)
+
+
+class Squares(sd.Trainer):
+    def step(self, batch: Any) -> Any:
+        return (self.sides[0].output(batch[0]) ** 2).mean()
