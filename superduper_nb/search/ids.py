@@ -16,7 +16,7 @@ from bson.datetime_ms import DatetimeMS
 from bson.max_key import MaxKey
 from bson.min_key import MinKey
 
-__all__ = ["id_key", "id_keys", "sort_key"]
+__all__ = ["id_key", "id_keys", "packed_ids", "packed_keys", "sort_key", "unpacked_id"]
 
 
 def id_key(id: Any) -> Any:
@@ -26,6 +26,8 @@ def id_key(id: Any) -> Any:
     """
     if type(id) in _OWN_KEY:
         return id
+    if isinstance(id, ObjectId):
+        return id.binary  # its own hash and comparison are Python's: several times as slow
     if isinstance(id, bool):
         return ("bool", id)
     if isinstance(id, _NUMBERS):
@@ -37,13 +39,35 @@ def id_key(id: Any) -> Any:
         return ("document", *((name, id_key(value)) for name, value in id.items()))
     if isinstance(id, (list, tuple)):
         return ("array", *map(id_key, id))
-    return _bytes(id)
+    return ("other", _bytes(id))
 
 
 def id_keys(ids: Iterable[Any]) -> list[Any]:
     """Return the keys of many; where their classes are the common ones, without a step for each."""
     found = list(ids)
-    return found if set(map(type, found)) <= _OWN_KEY else list(map(id_key, found))
+    classes = set(map(type, found))
+    if classes == {ObjectId}:
+        return [id.binary for id in found]
+    return found if classes <= _OWN_KEY else list(map(id_key, found))
+
+
+def packed_ids(ids: Iterable[Any]) -> list[Any]:
+    """Return identifiers as they are kept: ObjectIds as their 12 bytes, so that the same object is the key, too."""
+    return [id.binary if type(id) is ObjectId else Binary(id, 0) if type(id) is bytes else id for id in ids]
+
+
+def packed_keys(packed: list[Any]) -> list[Any]:
+    """Return the keys of identifiers as they are kept; the common kinds are their own."""
+    if set(map(type, packed)) <= _OWN_PACKED_KEY:
+        return packed
+    return [id if type(id) is bytes else id_key(id) for id in packed]
+
+
+def unpacked_id(packed: Any) -> Any:
+    """Return an identifier as it was before `packed_ids`."""
+    if type(packed) is bytes:
+        return ObjectId(packed)
+    return bytes(packed) if type(packed) is Binary and packed.subtype == 0 else packed
 
 
 def sort_key(id: Any) -> tuple[int, Any]:
@@ -78,7 +102,8 @@ def _rank(id: Any) -> int:
     return next((rank for rank, types in _RANKS.items() if isinstance(id, types)), _CODE_RANK)
 
 
-_OWN_KEY = {ObjectId, str, int, Int64}
+_OWN_KEY = {str, int, Int64}
+_OWN_PACKED_KEY = {bytes, *_OWN_KEY}
 _NUMBERS = (int, float, Decimal128)
 _NUMBER_RANK = 2
 _RANKS: dict[int, tuple[type, ...]] = {

@@ -9,11 +9,11 @@ from itertools import repeat
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-from superduper_nb.search.ids import id_key, id_keys, sort_key
+from superduper_nb.search.ids import id_key, id_keys, packed_ids, packed_keys, sort_key, unpacked_id
 from superduper_nb.search.measures import Floats, Measure
-from superduper_nb.search.scan import CALIBRATED_N, DEPTHS, Segment, Slots, calibrated, encoder
+from superduper_nb.search.rows import Rows, View
+from superduper_nb.search.scan import CALIBRATED_N, Segment, Slots, calibrated, encoder
 
 __all__ = ["Hits", "VectorIndex"]
 
@@ -43,71 +43,6 @@ class Hits:
     candidates: int = 0
 
 
-@dataclass(slots=True)
-class _Rows:
-    """Append-only storage. A slot's vector and identifier never change; only `alive` does.
-
-    Attributes
-    ----------
-    vectors : array of shape (capacity, d), float32
-    norms : array of shape (capacity,), float32
-    alive : array of shape (capacity,), bool
-    count : int
-        Slots in use, dead ones among them.
-    segments : tuple of Segment
-        Codes of the first slots, without a gap; what is behind them is the tail.
-    depth : int or None
-        Candidates that a segment has to give; None where codes are of no use on these vectors.
-    """
-
-    vectors: Floats
-    norms: Floats
-    alive: NDArray[np.bool_]
-    ids: list[Any]
-    count: int = 0
-    segments: tuple[Segment, ...] = ()
-    depth: int | None = DEPTHS[0]
-
-    @classmethod
-    def empty(cls, capacity: int, dimension: int) -> _Rows:
-        """Make room for `capacity` vectors."""
-        vectors = np.empty((capacity, dimension), dtype=np.float32)
-        return cls(vectors, np.empty(capacity, dtype=np.float32), np.zeros(capacity, dtype=bool), [])
-
-    def append(self, vectors: Floats, ids: Sequence[Any]) -> None:
-        """Add rows behind the last; there must be room."""
-        end = self.count + len(ids)
-        self.vectors[self.count : end] = vectors
-        with np.errstate(over="ignore"):
-            self.norms[self.count : end] = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
-        self.alive[self.count : end] = True
-        self.ids.extend(ids)
-        self.count = end
-
-    @property
-    def coded(self) -> int:
-        """Slots that have codes."""
-        return self.segments[-1].stop if self.segments else 0
-
-
-@dataclass(frozen=True, slots=True)
-class _View:
-    """What a search sees: the state of one moment.
-
-    Attributes
-    ----------
-    alive : array of shape (count,), bool, or None
-        None where all are.
-    """
-
-    rows: _Rows
-    count: int
-    living: int
-    alive: NDArray[np.bool_] | None
-    segments: tuple[Segment, ...]
-    depth: int | None
-
-
 _EMPTY: Final = Hits([], np.empty(0), None)
 
 
@@ -127,7 +62,7 @@ class VectorIndex:
     def __init__(self, measure: Measure) -> None:
         self.measure = measure
         self._lock = threading.Lock()
-        self._rows: _Rows | None = None
+        self._rows: Rows | None = None
         self._slots: dict[Any, int] = {}
         self._encode = encoder(measure)
         self._builder: threading.Thread | None = None
@@ -167,9 +102,13 @@ class VectorIndex:
         vectors : array of shape (len(ids), d)
             Finite; under cosine, without zero vectors.
         """
-        if not len(ids):
+        self.put_packed(packed_ids(ids), vectors)
+
+    def put_packed(self, ids: list[Any], vectors: Floats) -> None:
+        """Do the same for identifiers that are packed already."""
+        if not ids:
             return
-        keys = id_keys(ids)
+        keys = packed_keys(ids)
         if len(last := dict(zip(keys, range(len(keys)), strict=True))) < len(keys):
             ids, vectors, keys = [ids[i] for i in last.values()], vectors[list(last.values())], list(last)
         with self._lock:
@@ -190,27 +129,27 @@ class VectorIndex:
             elif self._rows is not None:
                 self._rows.alive[slots] = False
 
-    def _room(self, extra: int, dimension: int) -> _Rows:
+    def _room(self, extra: int, dimension: int) -> Rows:
         rows = self._rows
         if rows is None:
-            self._rows = rows = _Rows.empty(max(extra, _FIRST_CAPACITY), dimension)
+            self._rows = rows = Rows.empty(max(extra, _FIRST_CAPACITY), dimension)
         elif rows.count + extra > len(rows.vectors):
             self._rows = rows = self._moved(rows, extra)
         return rows
 
-    def _moved(self, rows: _Rows, extra: int) -> _Rows:
+    def _moved(self, rows: Rows, extra: int) -> Rows:
         """Copy to a larger array; leave the dead behind where there are many."""
         living, count = len(self._slots), rows.count
         if count - living <= _DEAD_SHARE * count:
-            new = _Rows.empty(count + max(extra, count // 4, _FIRST_CAPACITY), rows.vectors.shape[1])
+            new = Rows.empty(count + max(extra, count // 4, _FIRST_CAPACITY), rows.vectors.shape[1])
             for name in ("vectors", "norms", "alive"):
                 getattr(new, name)[:count] = getattr(rows, name)[:count]
             new.ids, new.count, new.segments, new.depth = rows.ids, count, rows.segments, rows.depth
             return new
         keep = np.flatnonzero(rows.alive[:count])
-        new = _Rows.empty(living + max(extra, living // 4, _FIRST_CAPACITY), rows.vectors.shape[1])
+        new = Rows.empty(living + max(extra, living // 4, _FIRST_CAPACITY), rows.vectors.shape[1])
         new.append(rows.vectors[keep], [rows.ids[slot] for slot in keep.tolist()])
-        self._slots = dict(zip(id_keys(new.ids), range(living), strict=True))
+        self._slots = dict(zip(packed_keys(new.ids), range(living), strict=True))
         return new
 
     # --- codes -------------------------------------------------------------------------------------------------
@@ -245,7 +184,7 @@ class VectorIndex:
         finally:
             self._builder = None
 
-    def _due(self) -> tuple[_Rows, int, int] | None:
+    def _due(self) -> tuple[Rows, int, int] | None:
         """Return which slots to make a segment of: the tail, and smaller segments before it."""
         with self._lock:
             rows = self._rows
@@ -258,7 +197,7 @@ class VectorIndex:
                 start = segment.start
             return rows, start, stop
 
-    def _segment(self, rows: _Rows, start: int, stop: int) -> tuple[Segment, int | None]:
+    def _segment(self, rows: Rows, start: int, stop: int) -> tuple[Segment, int | None]:
         assert self._encode is not None
         vectors, norms = rows.vectors[start:stop], rows.norms[start:stop]
         cosine = self.measure.name == "cosine"
@@ -297,15 +236,15 @@ class VectorIndex:
             return found
         return self._among(view, None if view.alive is None else np.flatnonzero(view.alive), query, n)
 
-    def _view(self) -> _View | None:
+    def _view(self) -> View | None:
         rows = self._rows
         if rows is None:
             return None
         living = len(self._slots)
         alive = None if rows.count == living else rows.alive[: rows.count].copy()
-        return _View(rows, rows.count, living, alive, rows.segments, rows.depth)
+        return View(rows, rows.count, living, alive, rows.segments, rows.depth)
 
-    def _among(self, view: _View, slots: Slots | None, query: Floats, n: int) -> Hits:
+    def _among(self, view: View, slots: Slots | None, query: Floats, n: int) -> Hits:
         """Score these slots, or all."""
         rows, count = view.rows, view.count
         if slots is not None and not len(slots):
@@ -319,7 +258,7 @@ class VectorIndex:
         near = _candidates(scores, error, n)
         return self._ranked(rows, near if slots is None else slots[near], query, n, "exact", len(scores))
 
-    def _scan(self, view: _View, query: Floats, n: int) -> Hits | None:
+    def _scan(self, view: View, query: Floats, n: int) -> Hits | None:
         """Score what the codes hold to be near, and the tail; None where that would not be less than everything."""
         if not view.segments or view.depth is None:
             return None
@@ -336,7 +275,7 @@ class VectorIndex:
             near = np.concatenate([near, self._tail(view, coded, query, n)])
         return self._ranked(view.rows, near, query, n, "scan", len(near))
 
-    def _tail(self, view: _View, start: int, query: Floats, n: int) -> Slots:
+    def _tail(self, view: View, start: int, query: Floats, n: int) -> Slots:
         """Return the slots of the best of the rows that have no codes yet."""
         rows, part = view.rows, slice(start, view.count)
         scores, error = self.measure.rough(query, rows.vectors[part], rows.norms[part])
@@ -346,7 +285,7 @@ class VectorIndex:
         error = error[slots] if isinstance(error, np.ndarray) else error
         return slots[_candidates(scores[slots], error, n)] + start
 
-    def _ranked(self, rows: _Rows, slots: Slots, query: Floats, n: int, kind: str, candidates: int) -> Hits:
+    def _ranked(self, rows: Rows, slots: Slots, query: Floats, n: int, kind: str, candidates: int) -> Hits:
         """Score candidates in float64, and put the best `n` in order."""
         if not len(slots):
             return _EMPTY
@@ -354,7 +293,7 @@ class VectorIndex:
         if len(slots) > 2 * n:  # fewer identifiers to compare
             best = np.flatnonzero(scores >= np.partition(scores, len(scores) - n)[len(scores) - n])
             slots, scores, distances = slots[best], scores[best], None if distances is None else distances[best]
-        ids = [rows.ids[slot] for slot in slots.tolist()]
+        ids = [unpacked_id(rows.ids[slot]) for slot in slots.tolist()]
         order = _order(scores, ids)[:n]
         kept = None if distances is None else distances[order]
         return Hits([ids[i] for i in order], scores[order], kept, kind, candidates)

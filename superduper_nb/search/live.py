@@ -324,7 +324,7 @@ class LiveIndex:
             ids, vectors = block
             fits = index.dimension in (None, vectors.shape[1]) and np.isfinite(vectors).all()
             if fits and (self.index.measure.name != "cosine" or vectors.any(axis=1).all()):
-                index.put(ids, vectors)
+                index.put_packed(ids, vectors)
                 return
         documents = bson.decode_all(batch, self._collection.codec_options)
         self._put(index, [(document["_id"], document.get("v")) for document in documents])

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import numpy as np
-from bson import Int64, ObjectId
+from bson import Int64
 from bson.binary import VECTOR_SUBTYPE, Binary
 from numpy.typing import NDArray
 
@@ -89,7 +89,8 @@ def block_of(batch: bytes) -> tuple[list[Any], Floats] | None:
     Returns
     -------
     tuple of list and array of shape (n, d)
-        The identifiers (ObjectIds or whole numbers) and the vectors.
+        The identifiers (ObjectIds or whole numbers) as `superduper_nb.search.ids.packed_ids` keeps them, and the
+        vectors.
     """
     size = int.from_bytes(batch[:4], "little")
     if size < _ID_AT + _BEFORE or len(batch) % size:
@@ -111,7 +112,6 @@ def block_of(batch: bytes) -> tuple[list[Any], Floats] | None:
 
 def _ids(kind: int, column: NDArray[np.uint8]) -> list[Any]:
     if kind == _OBJECT_ID:
-        data = column.tobytes()
-        return [ObjectId(data[i : i + 12]) for i in range(0, len(data), 12)]
+        return list(column.view("V12").ravel().tolist())
     dtype, make = _INTS[kind]
     return list(map(make, column.view(dtype).ravel().tolist()))
