@@ -30,6 +30,7 @@ from superduper_nb.jobs.records import JobStore
 from superduper_nb.models.apply import Predictor
 from superduper_nb.models.loading import Loader
 from superduper_nb.search import SearchEngine, SearchReply, SearchRequest
+from superduper_nb.search.keeper import default_folder
 from superduper_nb.serving import Errors, InProcessModels, ModelServer, Prediction, Stream
 
 __all__ = ["InProcessServices", "LocalServices", "Services"]
@@ -87,7 +88,7 @@ class _Engines:
 
     def __init__(self, client: MongoClient[Any], models: ModelServer | InProcessModels) -> None:
         self.client, self._models = client, models
-        self._search = SearchEngine(client, self._encode, self._pending)
+        self._search = SearchEngine(client, self._encode, self._pending, snapshots=default_folder())
 
     def status(self) -> dict[str, Any]:
         """Say where each component runs, in which version and state."""

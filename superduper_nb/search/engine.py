@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
 
 from bson import Timestamp
@@ -20,6 +21,7 @@ from superduper_nb.errors import InvalidInputError, ModelError, NotFoundError
 from superduper_nb.models.apply import ItemError
 from superduper_nb.models.loading import Loader
 from superduper_nb.search.index import Hits, VectorIndex
+from superduper_nb.search.keeper import Keeper
 from superduper_nb.search.live import LiveIndex
 from superduper_nb.search.measures import BUILTIN, Floats, Measure, check_query
 from superduper_nb.search.plan import Hints, Matching, planned
@@ -50,10 +52,19 @@ class SearchEngine:
         ``(database, model, inputs, version) -> outputs``: applies a registered model to the query.
     pending : callable
         ``(database, collection, watcher) -> int``: documents whose outputs have still to be computed.
+    snapshots : pathlib.Path, optional
+        The folder of the files from which indexes start again; none by default.
     """
 
-    def __init__(self, client: MongoClient[dict[str, Any]], encode: Encode, pending: Pending) -> None:
-        self._client, self._encode, self._pending = client, encode, pending
+    def __init__(
+        self,
+        client: MongoClient[dict[str, Any]],
+        encode: Encode,
+        pending: Pending,
+        *,
+        snapshots: Path | None = None,
+    ) -> None:
+        self._client, self._encode, self._pending, self._snapshots = client, encode, pending, snapshots
         self._lock = threading.Lock()
         self._known: dict[str, Loader] = {}
         self._shelf = Shelf()
@@ -114,7 +125,7 @@ class SearchEngine:
         return self.describe(database, collection, id)
 
     def close(self) -> None:
-        """Stop following every collection."""
+        """Stop following every collection, and leave snapshots."""
         self._shelf.close()
 
     def _pending_lately(self, request: SearchRequest, component: Component) -> int:
@@ -145,19 +156,25 @@ class SearchEngine:
         model = known.store.get("model", model_id)
         measure, measured = self._measure(known, component)
 
+        collection = self._collection(database, component.collection)
+        definition = f"{component.hash} {measured}"
+
         def make() -> LiveIndex:
+            identity = {"definition": definition, "model": model_id, "version": model.version}
+            folder = self._snapshots
             return LiveIndex(
                 VectorIndex(measure),
-                self._collection(database, component.collection),
+                collection,
                 model=model_id,
                 key=key,
                 version=model.version,
                 filter=component.definition["filter"],
+                keeper=None if folder is None else Keeper(folder, collection, component.id, identity),
             )
 
         return self._shelf.get(
             (database, component.collection, component.id),
-            f"{component.hash} {measured}",
+            definition,
             model.version,
             make,
             lambda: self._pending(database, component.collection, _watcher(component)),

@@ -67,6 +67,17 @@ class VectorIndex:
         self._encode = encoder(measure)
         self._builder: threading.Thread | None = None
 
+    @classmethod
+    def of(cls, measure: Measure, rows: Rows) -> VectorIndex:
+        """Make one of rows that another had."""
+        index = cls(measure)
+        keys, alive = packed_keys(rows.ids), rows.alive[: rows.count]
+        index._slots = dict(zip(keys, range(rows.count), strict=True))
+        if not alive.all():  # an identifier may have had a row before
+            index._slots = {keys[slot]: slot for slot in np.flatnonzero(alive).tolist()}
+        index._rows = rows if index._slots else None
+        return index
+
     def __len__(self) -> int:
         return len(self._slots)
 
@@ -164,6 +175,11 @@ class VectorIndex:
                 self._builder = threading.Thread(target=self._build, name="vector codes", daemon=True)
                 self._builder.start()
 
+    @property
+    def tending(self) -> bool:
+        """Codes are being made."""
+        return self._builder is not None
+
     def settle(self) -> None:
         """Have the codes made that are due, and wait for them."""
         self.tend()
@@ -235,6 +251,11 @@ class VectorIndex:
         if not exact and (found := self._scan(view, query, n)) is not None:
             return found
         return self._among(view, None if view.alive is None else np.flatnonzero(view.alive), query, n)
+
+    def view(self) -> View | None:
+        """Return what there is now, for as long as it is wanted; None of an empty one."""
+        with self._lock:
+            return self._view()
 
     def _view(self) -> View | None:
         rows = self._rows

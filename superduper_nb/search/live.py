@@ -15,7 +15,6 @@ import logging
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
 import bson
@@ -24,7 +23,6 @@ from bson import Timestamp
 from pymongo import ReadPreference
 from pymongo.change_stream import ChangeStream
 from pymongo.collection import Collection
-from pymongo.errors import ConnectionFailure, PyMongoError
 from pymongo.read_concern import ReadConcern
 from toolz import partition_all
 
@@ -32,7 +30,9 @@ from superduper_nb.documents.paths import BASE, get_path, output_path, token_pat
 from superduper_nb.errors import DeadlineError
 from superduper_nb.search.ids import id_key
 from superduper_nb.search.index import VectorIndex
+from superduper_nb.search.keeper import Keeper
 from superduper_nb.search.measures import Floats
+from superduper_nb.search.stream import PIPELINE, CollectionGoneError, News, may_resume, time_of
 from superduper_nb.search.vectors import block_of, stored_vector
 
 __all__ = ["LiveIndex"]
@@ -44,31 +44,6 @@ _AWAIT_MS: Final = 25
 _PAUSE_S: Final = 0.5
 _GONE: Final = ("drop", "rename", "dropDatabase", "invalidate")
 _PRIVATE: Final = ("_outputs.", "_sddb.")
-
-
-@dataclass(slots=True)
-class _News:
-    """What the stream told since the last time.
-
-    Attributes
-    ----------
-    changed : list
-        Documents whose own content may have changed.
-    computed : list
-        Documents of which only outputs changed.
-    token : mapping
-        Up to where.
-    drained : bool
-        Everything up to the token has been read; else more may have happened at its very time.
-    """
-
-    changed: list[Any] = field(default_factory=list)
-    computed: list[Any] = field(default_factory=list)
-    token: Mapping[str, Any] | None = None
-    drained: bool = True
-
-    def __len__(self) -> int:
-        return len(self.changed) + len(self.computed)
 
 
 class LiveIndex:
@@ -84,6 +59,8 @@ class LiveIndex:
         Whose outputs.
     filter : mapping
         Only documents that match it.
+    keeper : Keeper, optional
+        Of its snapshot.
     """
 
     def __init__(
@@ -95,9 +72,10 @@ class LiveIndex:
         key: str,
         version: int,
         filter: Mapping[str, Any],
+        keeper: Keeper | None = None,
     ) -> None:
-        self.index, self.version = index, version
-        self._skipped: set[Any] = set()
+        self.index, self.version, self._keeper = index, version, keeper
+        self._skipped: dict[Any, Any] = {}
         # Of the primary and majority-committed, as the stream is: nothing that could be rolled back.
         self._collection = collection.with_options(
             read_preference=ReadPreference.PRIMARY, read_concern=ReadConcern("majority")
@@ -105,6 +83,8 @@ class LiveIndex:
         self._key, self._path, self._token = key, output_path(key, model), token_path(model, key)
         self._filter = dict(filter)
         self._seen = Timestamp(0, 0)
+        self._resume: Mapping[str, Any] | None = None
+        self._ready_at: Timestamp | None = None
         self._gone: Timestamp | None = None
         self._ahead = False
         self._moved = threading.Condition()
@@ -119,13 +99,20 @@ class LiveIndex:
         """Begin to load, in a thread of its own."""
         self._thread.start()
 
-    def close(self) -> None:
-        """Stop following."""
+    def close(self, *, keep: bool = False) -> None:
+        """Stop following; leave a snapshot if it is to be kept."""
         with self._moved:
             self._stop.set()
             self._moved.notify_all()
         if self._thread.is_alive():
             self._thread.join(timeout=5)
+        if keep and self._keeper is not None and self.ready and self._resume and not self._thread.is_alive():
+            self._keeper.close(self.index, self._resume, self._skipped.values())
+
+    def discard_snapshot(self) -> None:
+        """Remove the file, so that the next one is loaded from MongoDB."""
+        if self._keeper is not None:
+            self._keeper.discard()
 
     @property
     def ready(self) -> bool:
@@ -166,6 +153,7 @@ class LiveIndex:
             "measure": self.index.measure.name,
             "bytes": self.index.nbytes,
             "skipped": len(self._skipped),
+            "snapshot": "none" if self._keeper is None else self._keeper.state,
             "model_version": self.version,
             "cluster_time": self._seen,
             "lag_s": max(0.0, time.time() - self._seen.time) if self._error else 0.0,
@@ -174,47 +162,48 @@ class LiveIndex:
     # --- the thread ----------------------------------------------------------------------------------------------
 
     def _follow(self) -> None:
-        resume: Mapping[str, Any] | None = None
+        restored = False
         while not self._stop.is_set():
             try:
-                with self._watch(resume) as stream:
-                    if resume is None:
+                if not restored:
+                    self._restore()
+                    restored = True
+                with self._watch(self._resume) as stream:
+                    if self._resume is None:
                         self._load()
                     for news in self._events(stream):
                         self._apply(news)
-                        resume = news.token
+                        self._resume = news.token
                         self._advance(news)
-            except _CollectionGoneError as error:
-                resume = None
+            except CollectionGoneError as error:
+                self._resume = None
+                self.discard_snapshot()
                 self._lost(error, ready=False)
             except Exception as error:  # whatever it is, the index must come back
-                if not _may_resume(error):
-                    resume = None
-                self._lost(error, ready=resume is not None)
+                if not may_resume(error):
+                    self._resume = None
+                self._lost(error, ready=self._ready and self._resume is not None)
                 log.warning("Index %s lost its change stream (%s); it comes back.", self._path, type(error).__name__)
                 self._stop.wait(_PAUSE_S)
+
+    def _restore(self) -> None:
+        """Begin from the snapshot, where there is one; it is ready when it has seen all that is there by now."""
+        if self._keeper is None or (saved := self._keeper.restore()) is None:
+            return
+        now: Timestamp = self._collection.database.command("ping")["operationTime"]
+        self.index = VectorIndex.of(self.index.measure, saved.rows)
+        self._skipped = {id_key(id): id for id in saved.skipped}
+        self._resume, self._ready_at = saved.token, now
 
     def _lost(self, error: Exception, *, ready: bool) -> None:
         with self._moved:
             self._error, self._ready = error, ready
 
     def _watch(self, resume: Mapping[str, Any] | None) -> ChangeStream[dict[str, Any]]:
-        names = {"$map": {"input": {"$objectToArray": "$updateDescription.updatedFields"}, "in": "$$this.k"}}
-        pipeline = [
-            {
-                "$project": {
-                    "operationType": 1,
-                    "clusterTime": 1,
-                    "documentKey._id": 1,
-                    "updated": {"$cond": ["$updateDescription", names, []]},
-                    "removed": "$updateDescription.removedFields",
-                }
-            }
-        ]
         self._ahead = False
         begin = None if resume else self._begin()
         return self._collection.watch(
-            pipeline,
+            PIPELINE,
             resume_after=resume,
             start_at_operation_time=begin,
             max_await_time_ms=_AWAIT_MS,
@@ -231,11 +220,11 @@ class LiveIndex:
         self._ahead = now == self._gone
         return Timestamp(now.time, now.inc + 1) if self._ahead else now
 
-    def _events(self, stream: ChangeStream[dict[str, Any]]) -> Iterator[_News]:
+    def _events(self, stream: ChangeStream[dict[str, Any]]) -> Iterator[News]:
         """Yield what changed, and up to when; that nothing changed is news too."""
         future = stream.resume_token if self._ahead else None
         while not self._stop.is_set() and stream.alive:
-            news = _News()
+            news = News()
             event = stream.try_next()
             while event is not None:
                 self._note(event, news)
@@ -246,10 +235,10 @@ class LiveIndex:
             if news.token is not None:
                 yield news
 
-    def _note(self, event: Mapping[str, Any], news: _News) -> None:
+    def _note(self, event: Mapping[str, Any], news: News) -> None:
         if event["operationType"] in _GONE:
             self._gone = event["clusterTime"]
-            raise _CollectionGoneError(f"the collection saw {event['operationType']!r}")
+            raise CollectionGoneError(f"the collection saw {event['operationType']!r}")
         id = event["documentKey"]["_id"]
         if event["operationType"] != "update":
             news.changed.append(id)
@@ -270,6 +259,9 @@ class LiveIndex:
     def _load(self) -> None:
         fresh = VectorIndex(self.index.measure)
         self._skipped.clear()
+        self._ready_at = None
+        if self._keeper is not None:
+            self._keeper.begin()
         query = self._with_filter({f"{self._token}.v": self.version, f"{self._token}.error": {"$exists": False}})
         # The bytes of many documents at a time: what it yields is not what its annotation says.
         for batch in self._collection.find_raw_batches(query, {"v": f"${self._path}"}, batch_size=_BATCH):
@@ -284,13 +276,15 @@ class LiveIndex:
     def _with_filter(self, query: dict[str, Any]) -> dict[str, Any]:
         return {"$and": [query, self._filter]} if self._filter else query
 
-    def _apply(self, news: _News) -> None:
+    def _apply(self, news: News) -> None:
         for part in partition_all(_BATCH, news.changed):
             self._read_again(part, keep_older=False)
         for part in partition_all(_BATCH, news.computed):
             self._read_again(part, keep_older=True)
         if len(news):
             self.index.tend()
+            if self._keeper is not None:
+                self._keeper.changed(len(news))
 
     def _read_again(self, ids: Sequence[Any], *, keep_older: bool) -> None:
         """Move the index to what these documents are now.
@@ -300,7 +294,8 @@ class LiveIndex:
         keep_older : bool
             Leave the vectors of those that a newer version has computed: their content is the same.
         """
-        self._skipped.difference_update(map(id_key, ids))
+        for key in map(id_key, ids):
+            self._skipped.pop(key, None)
         found = list(self._collection.find(self._with_filter({"_id": {"$in": list(ids)}}), self._fields()))
         mine = [(document["_id"], get_path(document, self._path)) for document in found if self._mine(document)]
         present = set(map(id_key, self._put(self.index, mine)))
@@ -337,7 +332,7 @@ class LiveIndex:
             vector = stored_vector(output)
             wanted = index.dimension or (len(vectors[0]) if vectors else None)
             if vector is None or wanted not in (None, len(vector)) or not self._has_direction(vector):
-                self._skipped.add(id_key(id))
+                self._skipped[id_key(id)] = id
                 continue
             ids.append(id)
             vectors.append(vector)
@@ -348,32 +343,15 @@ class LiveIndex:
     def _has_direction(self, vector: Floats) -> bool:
         return self.index.measure.name != "cosine" or bool(vector.any())
 
-    def _advance(self, news: _News) -> None:
+    def _advance(self, news: News) -> None:
         assert news.token is not None
-        seen = _time_of(news.token)
+        seen = time_of(news.token)
         if not news.drained:
             seen = Timestamp(seen.time, max(0, seen.inc - 1))
         with self._moved:
             self._seen, self._error = max(seen, self._seen), None
+            if self._ready_at is not None and self._seen >= self._ready_at:
+                self._ready, self._ready_at = True, None
             self._moved.notify_all()
-
-
-class _CollectionGoneError(Exception):
-    """The collection was dropped or renamed: what the index holds is void."""
-
-
-def _may_resume(error: Exception) -> bool:
-    if not isinstance(error, PyMongoError):
-        return False
-    return isinstance(error, ConnectionFailure) or error.has_error_label("ResumableChangeStreamError")
-
-
-def _time_of(token: Mapping[str, Any]) -> Timestamp:
-    """Read the cluster time in a resume token: the first eight bytes after the type byte of its key string.
-
-    References
-    ----------
-    MongoDB source, ``src/mongo/db/pipeline/resume_token.h``.
-    """
-    data = bytes.fromhex(token["_data"][:18])
-    return Timestamp(int.from_bytes(data[1:5], "big"), int.from_bytes(data[5:9], "big"))
+        if self._keeper is not None and self._ready:
+            self._keeper.keep(self.index, news.token, self._skipped.values())

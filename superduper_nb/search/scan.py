@@ -7,6 +7,7 @@ that is not installed, or does badly on these vectors, search stays exact.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from superduper_nb.search.measures import Floats, Measure
 
-__all__ = ["CALIBRATED_N", "DEPTHS", "Codes", "Segment", "calibrated", "encoder"]
+__all__ = ["CALIBRATED_N", "DEPTHS", "Codes", "Segment", "calibrated", "codes_of", "encoder"]
 
 Slots = NDArray[np.intp]
 
@@ -30,6 +31,9 @@ class Codes(Protocol):
 
     def search(self, query: Floats, k: int) -> Slots:
         """Return the positions of about the best `k` rows by inner product."""
+
+    def to_bytes(self) -> bytes:
+        """Return what `codes_of` makes them of."""
 
 
 class Segment:
@@ -52,21 +56,37 @@ class Segment:
 
 
 class _Turbo:
-    def __init__(self, rows: Floats) -> None:
-        from turbovec import TurboQuantIndex
-
-        self._pad = -rows.shape[1] % _MULTIPLE
-        self._index: Any = TurboQuantIndex(rows.shape[1] + self._pad, _BITS)
-        self._index.add(np.ascontiguousarray(np.pad(rows, ((0, 0), (0, self._pad))), dtype=np.float32))
+    def __init__(self, index: Any) -> None:
+        self._index = index
         self._index.prepare()  # else the first search pays for the layout
 
+    @classmethod
+    def encode(cls, rows: Floats) -> _Turbo:
+        from turbovec import TurboQuantIndex
+
+        pad = -rows.shape[1] % _MULTIPLE
+        index = TurboQuantIndex(rows.shape[1] + pad, _BITS)
+        index.add(np.ascontiguousarray(np.pad(rows, ((0, 0), (0, pad))), dtype=np.float32))
+        return cls(index)
+
+    def to_bytes(self) -> bytes:
+        return bytes(self._index.to_bytes())
+
     def search(self, query: Floats, k: int) -> Slots:
-        padded = np.pad(query, (0, self._pad))[None, :]
-        _, found = self._index.search(np.ascontiguousarray(padded, dtype=np.float32), k)
+        padded = np.zeros((1, self._index.dim), dtype=np.float32)
+        padded[0, : len(query)] = query
+        _, found = self._index.search(padded, k)
         return np.asarray(found[0], dtype=np.intp)
 
 
-def encoder(measure: Measure) -> type[_Turbo] | None:
+def codes_of(data: bytes) -> Codes:
+    """Return codes that were written down; raises where they can't be had here."""
+    from turbovec import TurboQuantIndex
+
+    return _Turbo(TurboQuantIndex.from_bytes(data))
+
+
+def encoder(measure: Measure) -> Callable[[Floats], Codes] | None:
     """Return what makes codes for a measure; None where there is nothing (l2, a measure of the user's own)."""
     if measure.name not in ("cosine", "dot") or measure.function is not None:
         return None
@@ -74,7 +94,7 @@ def encoder(measure: Measure) -> type[_Turbo] | None:
         import turbovec  # noqa: F401
     except ImportError:
         return None
-    return _Turbo
+    return _Turbo.encode
 
 
 def calibrated(segment: Segment, vectors: Floats, norms: Floats, measure: Measure) -> int | None:

@@ -138,19 +138,21 @@ class Shelf:
         return [(name, _described(place)) for name, place in places]
 
     def drop(self, name: Name) -> None:
-        """Take an index out of memory."""
+        """Forget an index: it is loaded from MongoDB when it is asked for again."""
         with self._lock:
             place = self._places.pop(name, None)
         for live in place.all() if place is not None else ():
             live.close()
+            live.discard_snapshot()
 
     def close(self) -> None:
         """Take all out of memory."""
         with self._lock:
             places = list(self._places.values())
             self._places.clear()
-        for live in (live for place in places for live in place.all()):
-            live.close()
+        for place in places:
+            for live in place.all():
+                live.close(keep=live is place.live)
 
 
 def _started(make: Callable[[], LiveIndex]) -> LiveIndex:

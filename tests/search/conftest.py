@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,9 @@ class Corpus:
         name: str = "docs",
         filter: Mapping[str, Any] | None = None,
         function: Callable[[Any, Any], Any] | None = None,
+        snapshots: Path | None = None,
     ) -> None:
+        self.snapshots = snapshots
         self.database, self.docs, self.measure, self.function = database, database[name], measure, function
         self.filter = dict(filter or {})
         self.store = ComponentStore(database)
@@ -52,7 +55,18 @@ class Corpus:
         self.store.put("semantic_index", "near", definition, collection=name)
         self.pending = 0
         self.queries: list[tuple[str, int | None]] = []
-        self.engine = SearchEngine(database.client, self._encode, lambda *_: self.pending)
+        self.engine = self._started()
+
+    def _started(self) -> SearchEngine:
+        return SearchEngine(self.database.client, self._encode, lambda *_: self.pending, snapshots=self.snapshots)
+
+    def restart(self) -> None:
+        """End the engine, as the notebook server does, and start another."""
+        self.engine.close()
+        self.engine = self._started()
+
+    def describe(self) -> dict[str, Any]:
+        return self.engine.describe(self.database.name, self.docs.name, "near")
 
     def _encode(self, database: str, model: str, inputs: list[Any], version: int | None) -> list[Any]:
         self.queries.append((model, version))
@@ -152,7 +166,7 @@ def corpus(database: Database[dict[str, Any]], home: Any) -> Iterator[Callable[.
 
         def make(measure: str = "cosine", **options: Any) -> Corpus:
             made = Corpus(database, measure, **options)
-            stack.callback(made.engine.close)
+            stack.callback(lambda: made.engine.close())
             return made
 
         yield make

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from pymongo import MongoClient
 
+from superduper_nb.search import keeper
 from tests.search.conftest import Corpus
 
 ids = st.one_of(st.integers(0, 12), st.sampled_from(["a", "b", 1.5, None, True]))
@@ -25,12 +27,14 @@ class Writes(RuleBasedStateMachine):
     """Writes of every kind; after each, searches of every kind."""
 
     connect: Callable[[], MongoClient[dict[str, Any]]]
+    folder: Path
 
     def __init__(self) -> None:
         super().__init__()
         self.name = f"test_{uuid4().hex[:12]}"
         self.corpora = {
-            measure: Corpus(self.connect()[self.name], measure, name=measure) for measure in ("cosine", "dot", "l2")
+            measure: Corpus(self.connect()[self.name], measure, name=measure, snapshots=self.folder)
+            for measure in ("cosine", "dot", "l2")
         }
 
     def teardown(self) -> None:
@@ -71,6 +75,10 @@ class Writes(RuleBasedStateMachine):
             if found:
                 corpus.compute({d["_id"]: np.full(3, float(i + 1)) for i, d in enumerate(found)})
 
+    @rule(measure=measures)
+    def restart(self, measure: str) -> None:
+        self.corpora[measure].restart()
+
     @rule(measure=measures, query=vectors.filter(any), n=st.integers(1, 20), price=prices, exact=st.booleans())
     def search(self, measure: str, query: list[float], n: int, price: int, exact: bool) -> None:
         corpus = self.corpora[measure]
@@ -85,7 +93,10 @@ class Writes(RuleBasedStateMachine):
 
 
 @pytest.mark.slow
-def test_any_sequence_of_writes(mongo_uri: str, home: Any, database: Any) -> None:
+def test_any_sequence_of_writes(mongo_uri: str, home: Any, database: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"_WORTH": 1, "_CHANGED_AT_CLOSE": 1}.items():
+        monkeypatch.setattr(keeper, name, value)  # a snapshot of anything, at almost every restart
+    Writes.folder = home / "indexes"
     Writes.connect = staticmethod(lambda: database.client)
     run_state_machine_as_test(
         Writes,
