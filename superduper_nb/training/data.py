@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -22,7 +23,7 @@ __all__ = ["Block", "Documents", "Samples", "Skipped"]
 
 _BLOCK: Final = 128
 _BUFFER_BYTES: Final = 64 * 2**20
-_BUFFER_DOCUMENTS: Final = 8192
+_BUFFER_DOCUMENTS: Final = 4096
 _FIRST: Final = 20
 _END: Final = object()
 
@@ -86,7 +87,12 @@ class Documents:
         blocks: Sequence[Block] | None = None,
     ) -> None:
         self._collection, self._filter, self._projection = collection, filter, projection
-        self.blocks: list[Block] = list(blocks) if blocks is not None else list(self._cut())
+        self._blocks = blocks
+
+    @cached_property
+    def blocks(self) -> list[Block]:
+        """The ranges: looked for when they are first needed."""
+        return list(self._cut() if self._blocks is None else self._blocks)
 
     def __len__(self) -> int:
         return sum(size for _, _, size in self.blocks)
@@ -154,6 +160,7 @@ class Samples:
         self.documents, self.skipped = documents, skipped
         self.buffer = buffer or max(_BLOCK, min(_BUFFER_DOCUMENTS, _BUFFER_BYTES // documents.document_bytes))
         self._prepare, self._seed, self._left = prepare, seed, cache_bytes
+        self._keeps = cache_bytes > 0
         self._cache: dict[int, list[Any]] = {}
 
     def epoch(self, epoch: int) -> Iterator[Any]:
@@ -162,30 +169,36 @@ class Samples:
         order = list(range(len(self.documents.blocks)))
         rng.shuffle(order)
         each = max(1, self.buffer // _BLOCK)
-        for group in self._read_ahead([order[at : at + each] for at in range(0, len(order), each)]):
-            samples = [sample for number, documents in group for sample in self._prepared(number, documents)]
+        for samples in self._read_ahead([order[at : at + each] for at in range(0, len(order), each)]):
             rng.shuffle(samples)
             yield from samples
 
     def in_order(self) -> Iterator[Any]:
         """Yield the samples by ``_id``."""
-        for group in self._read_ahead([[number] for number in range(len(self.documents.blocks))]):
-            for number, documents in group:
-                yield from self._prepared(number, documents)
+        for samples in self._read_ahead([[number] for number in range(len(self.documents.blocks))]):
+            yield from samples
 
-    def _read_ahead(self, groups: list[list[int]]) -> Iterator[list[tuple[int, list[dict[str, Any]] | None]]]:
-        """Yield the documents of each group; the next is read while one is worked on."""
+    def _read_ahead(self, groups: list[list[int]]) -> Iterator[list[Any]]:
+        """Yield the samples of each group of blocks; the next group is read while one is worked on.
 
-        def read(group: list[int]) -> list[tuple[int, list[dict[str, Any]] | None]]:
-            blocks = self.documents.blocks
-            return [(n, None if n in self._cache else self.documents.read(blocks[n])) for n in group]
-
+        It is prepared beside the training, too, unless nothing is to be kept: then `preprocess` may draw at random, and
+        draws from the training's own generators, in its order.
+        """
         with ThreadPoolExecutor(1, thread_name_prefix="superduper-training-reader") as reader:
-            coming = [reader.submit(read, group) for group in groups[:1]]
+            coming = [reader.submit(self._read, group) for group in groups[:1]]
             for n in range(len(groups)):
-                ready = coming.pop().result()
-                coming = [reader.submit(read, group) for group in groups[n + 1 : n + 2]]
-                yield ready
+                samples = coming.pop().result()
+                coming = [reader.submit(self._read, group) for group in groups[n + 1 : n + 2]]
+                yield samples() if callable(samples) else samples
+
+    def _read(self, group: list[int]) -> Any:
+        blocks = self.documents.blocks
+        read = [(n, None if n in self._cache else self.documents.read(blocks[n])) for n in group]
+
+        def prepare() -> list[Any]:
+            return [sample for number, documents in read for sample in self._prepared(number, documents)]
+
+        return prepare() if self._keeps else prepare
 
     def _prepared(self, number: int, documents: list[dict[str, Any]] | None) -> list[Any]:
         if documents is None:

@@ -17,7 +17,7 @@ from superduper_nb.training.trainer import cut
 
 __all__ = ["CANCELLED", "INTERRUPTED", "Best", "Loop", "Onlooker", "Recorder", "Result"]
 
-_POINTS: Final = 500
+_POINTS: Final = 200
 """So many points does the curve of the training loss have, about."""
 _TRAIN_LOSS: Final = "loss"
 INTERRUPTED: Final = "interrupted"

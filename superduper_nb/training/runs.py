@@ -9,7 +9,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from pymongo import DESCENDING, UpdateOne
+from pymongo import DESCENDING, UpdateOne, WriteConcern
 from pymongo.database import Database
 
 from superduper_nb.components import Component, artifacts
@@ -37,7 +37,9 @@ class RunStore:
 
     def __init__(self, database: Database[Any]) -> None:
         self.database = plain_database(database)
-        self._runs, self._history = self.database[RUNS], self.database[HISTORY]
+        self._runs = self.database[RUNS]
+        # What a killed run had found since its last checkpoint, it finds again.
+        self._history = self.database.get_collection(HISTORY, write_concern=WriteConcern(w=1))
 
     def plan(self, id: str, task: Component, starts: Mapping[str, int]) -> None:
         """Record a run that is to come: of which task, from which versions of its models."""
@@ -82,8 +84,8 @@ class RunStore:
 
     def add_points(self, id: str, points: Sequence[UpdateOne], last: Mapping[str, Any]) -> None:
         """Keep points of the curves, and the newest values."""
-        self._history.bulk_write(list(points))
-        self.update(id, **last)
+        self._history.bulk_write(list(points), ordered=False)
+        self._runs.with_options(write_concern=WriteConcern(w=1)).update_one({"_id": id}, {"$set": last})
 
     def update(self, id: str, **values: Any) -> None:
         """Note something of a run."""

@@ -43,7 +43,12 @@ class Stepper:
         self.modules = trainer.modules()
         self.trained = _trained(self.modules, training.use_grads)
         self.optimizers = {name: _optimizer(module, training) for name, module in self.trained.items()}
-        self.schedulers = {name: _scheduler(each, training, total) for name, each in self.optimizers.items()}
+        schedulers = {name: _scheduler(each, training, total) for name, each in self.optimizers.items()}
+        self.schedulers = {name: each for name, each in schedulers.items() if each is not None}
+        self._parameters = {
+            name: [p for p in module.parameters() if p.requires_grad] for name, module in self.trained.items()
+        }
+        self._learning = False
         self.device = next(iter(next(iter(self.trained.values())).parameters())).device
         self._type = self.device.type
         self.group, self.steps = trainer.group, 0
@@ -58,7 +63,8 @@ class Stepper:
             This process's rows, the weight of the whole batch, and how many rows each process has.
         """
         self.steps += 1
-        self._train_mode()
+        if not self._learning:
+            self._train_mode()
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
         total = 0.0
@@ -75,7 +81,7 @@ class Stepper:
                 self._scaler.scale(loss * weight).backward()
         if not np.isfinite(total):
             return total
-        if any(_has_grad(module) for module in self.trained.values()):
+        if any(p.grad is not None for name in self.trained for p in self._parameters[name]):
             self._apply(list(self.trained))
         for scheduler in self.schedulers.values():
             scheduler.step()
@@ -117,8 +123,8 @@ class Stepper:
     def _apply(self, models: Sequence[str]) -> None:
         import torch
 
-        self.group.reduce(p for name in models for p in self.trained[name].parameters() if p.requires_grad)
-        parameters = [p for name in models for p in self.trained[name].parameters() if p.grad is not None]
+        parameters = [p for name in models for p in self._parameters[name]]
+        self.group.reduce(parameters)
         for name in models:
             self._scaler.unscale_(self.optimizers[name])
         if self._training.clip_norm is not None:
@@ -128,11 +134,13 @@ class Stepper:
         self._scaler.update()
 
     def _train_mode(self) -> None:
+        self._learning = True
         for name, module in self.modules.items():
             module.train(name in self.trained)  # a frozen model keeps the statistics of its batch norms, too
 
     def eval_mode(self) -> None:
         """Put every module into evaluation mode."""
+        self._learning = False
         for module in self.modules.values():
             module.eval()
 
@@ -160,7 +168,8 @@ class Stepper:
         self.load(state["modules"])
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
-            self.schedulers[name].load_state_dict(state["schedulers"][name])
+        for name, scheduler in self.schedulers.items():
+            scheduler.load_state_dict(state["schedulers"][name])
         self._scaler.load_state_dict(state["scaler"])
         self.steps = state["steps"]
 
@@ -190,10 +199,6 @@ def _trained(modules: Mapping[str, nn.Module], use_grads: Mapping[str, bool]) ->
     return trained
 
 
-def _has_grad(module: nn.Module) -> bool:
-    return any(p.grad is not None for p in module.parameters())
-
-
 def _optimizer(module: nn.Module, training: Training) -> Any:
     import torch
 
@@ -219,6 +224,8 @@ def _scheduler(optimizer: Any, training: Training, total: int) -> Any:
     if callable(training.scheduler):
         return training.scheduler(optimizer)
     warmup, name = training.warmup_steps, training.scheduler
+    if name == "constant" and not warmup:
+        return None
 
     def factor(step: int) -> float:
         if step < warmup:
@@ -242,7 +249,9 @@ def seed_all(*parts: object) -> None:
     seed = random.Random(" ".join(map(str, parts))).getrandbits(32)
     random.seed(seed)
     np.random.seed(seed)
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed takes a millisecond for devices that are not there
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(seed)
 
 
 @contextmanager
