@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, Final, Generic, TypeVar
 from urllib.parse import quote
@@ -102,10 +102,11 @@ class RemoteServices(Generic[Reply, Prediction]):
 
     def search(self, request: Any) -> Reply:
         """Find the nearest documents; `request` is a ``SearchRequest``."""
-        body = {name: getattr(request, name) for name in ("database", "collection", "semantic_index", "n", "exact")}
-        given = {name: getattr(request, name) for name in ("like", "vector", "id", "filter", "min_score", "after")}
-        body |= {name: value for name, value in given.items() if value is not None}
-        for name in {"like", "vector"} & body.keys():
+        given = {field.name: getattr(request, field.name) for field in fields(request)}
+        body = {name: value for name, value in given.items() if value is not None}
+        if request.many and "vector" in body:
+            body["vector"] = list(body["vector"])  # of vectors: each travels as one
+        for name in {"like", "likes", "unlike", "vector"} & body.keys():
             body[name] = self._carried.encode(body[name])
         return self._carried.reply(**self._call("POST", "search", body, timeout=_SEARCH_S))
 

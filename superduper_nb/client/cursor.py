@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
@@ -18,7 +20,7 @@ from superduper_nb.search.values import SearchReply
 if TYPE_CHECKING:
     from superduper_nb.client.finding import FindingCollection
 
-__all__ = ["Cursor", "DecodingCommandCursor", "split_like"]
+__all__ = ["Cursor", "DecodingCommandCursor", "handed_out", "split_like"]
 
 Read = Callable[[Iterable[Any]], list[Any]]
 
@@ -97,7 +99,8 @@ class Cursor(PymongoCursor[_DocumentType]):
         rank = {id_key(id): i for i, id in enumerate(reply.ids)}
         documents = list(self._of(reply.ids))
         for document in documents:
-            _score(document, reply, rank[id_key(document["_id"])])
+            i = rank[id_key(document["_id"])]
+            _score(document, reply.scores[i], None if reply.distances is None else reply.distances[i])
         if not self._ordering:
             documents.sort(key=lambda document: rank[id_key(document["_id"])])
         elif "_score" in self._ordering:
@@ -144,14 +147,47 @@ class Cursor(PymongoCursor[_DocumentType]):
         if self._search is None:
             return super().explain()
         reply = self._search(self._spec)
-        names = ("index", "strategy", "candidates", "pending", "took_ms")
-        return {"search": {name: getattr(reply, name) for name in names} | {"found": len(reply.ids)}}
+        begin = time.perf_counter()
+        found = len(list(self._of(reply.ids)))
+        stages = {**reply.stages_ms, "documents": (time.perf_counter() - begin) * 1000}
+        names = ("index", "strategy", "candidates", "survivors", "pending", "took_ms")
+        return {"search": {name: getattr(reply, name) for name in names} | {"stages_ms": stages, "found": found}}
 
 
-def _score(document: Any, reply: SearchReply, i: int) -> None:
-    document["_score"] = reply.scores[i]
-    if reply.distances is not None:
-        document["_distance"] = reply.distances[i]
+def _score(document: Any, score: float, distance: float | None) -> None:
+    document["_score"] = score
+    if distance is not None:
+        document["_distance"] = distance
+
+
+def handed_out(found: Mapping[Any, Any], reply: SearchReply, *, hidden: bool) -> list[list[Any]]:
+    """Return the documents of each query of a batch, best first; each place has a document of its own.
+
+    Parameters
+    ----------
+    found : mapping
+        The documents by the key of their identifier.
+    reply : SearchReply
+        Of the batch.
+    hidden : bool
+        Leave ``_id`` out.
+    """
+    given: set[Any] = set()
+    lists: list[list[Any]] = []
+    for i, ids in enumerate(reply.ids):
+        distances = (reply.distances and reply.distances[i]) or [None] * len(ids)
+        lists.append([])
+        for id, score, distance in zip(ids, reply.scores[i], distances, strict=True):
+            if (document := found.get(key := id_key(id))) is None:
+                continue  # it went, or stopped matching, since the search
+            if key in given:
+                document = copy.deepcopy(document)
+            given.add(key)
+            lists[-1].append(document)
+            _score(document, score, distance)
+    for document in found.values() if hidden else ():
+        del document["_id"]
+    return lists
 
 
 class DecodingCommandCursor(CommandCursor[_DocumentType]):

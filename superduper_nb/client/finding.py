@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pymongo.typings import _DocumentType
 
-from superduper_nb.client.cursor import Cursor, DecodingCommandCursor, split_like
+from superduper_nb.client.cursor import Cursor, DecodingCommandCursor, handed_out, split_like
 from superduper_nb.client.features import Features
 from superduper_nb.client.writing import WritingCollection
 from superduper_nb.errors import InvalidInputError
-from superduper_nb.search.values import SearchReply, SearchRequest, check_n
+from superduper_nb.search.ids import id_key
+from superduper_nb.search.values import Like, SearchReply, SearchRequest
 
 __all__ = ["FindingCollection"]
 
@@ -23,11 +25,16 @@ class FindingCollection(WritingCollection[_DocumentType]):
         self,
         filter: Mapping[str, Any] | None = None,
         *args: Any,
-        like: Mapping[str, Any] | None = None,
+        like: Like | Sequence[Like] | None = None,
         n: int = 10,
         semantic_index: str | None = None,
         exact: bool = False,
         min_score: float | None = None,
+        max_score: float | None = None,
+        unlike: Like | Sequence[Like] | None = None,
+        diversity: float = 0.0,
+        text: str | None = None,
+        group_by: str | None = None,
         features: Mapping[str, str] | None = None,
         raw: bool = False,
         **kwargs: Any,
@@ -44,21 +51,39 @@ class FindingCollection(WritingCollection[_DocumentType]):
         *args, **kwargs
             pymongo's: projection, skip, limit, sort, … They apply to the result of the search, which may also be sorted
             by ``_score``.
-        like : mapping, optional
-            Any key of the index with its value, a whole document, or ``{"_id": …}``.
+        like : mapping or sequence of mapping, optional
+            Any key of the index with its value, a whole document, or ``{"_id": …}``. Of several examples, their mean
+            (of their directions, under cosine).
         n : int, default 10
             How many; at most 10 000.
         semantic_index : str, optional
             Which; not needed where the collection has only one.
         exact : bool, default False
             Compare with every vector, whatever the index is.
-        min_score : float, optional
-            Leave out what scores less.
+        min_score, max_score : float, optional
+            Only what scores in this range, its ends included.
+        unlike : mapping or sequence of mapping, optional
+            Examples to stay away from: the query is ``2 p - q`` for means p of `like` and q of `unlike` (Rocchio 1971).
+        diversity : float, default 0
+            From 0, the nearest, to 1, those least like each other: maximal marginal relevance with lambda =
+            1 - diversity, among the ``10 n`` nearest (at least 100, at most 10 000). ``_score`` stays that of nearness;
+            the documents come in the order in which they were chosen.
+        text : str, optional
+            Words for MongoDB's text search, fused with the ranking by nearness (reciprocal rank fusion): ``_score`` is
+            the sum over both rankings of 1 / (60 + rank), counted as far as the first ``10 n`` of each (at least 100, at
+            most 10 000). The filter applies to both; documents without an output are ranked by words alone.
+        group_by : str, optional
+            A field: only the best document of each of its values; those without it are one group.
         features : mapping of str to str, optional
             ``{key: model}``: that model's output on the key in the place of the value; None where there is none of its
             present version.
         raw : bool, default False
             Leave stored values as they are.
+
+        Notes
+        -----
+        `diversity`, `text` and `group_by` exclude each other; `text` excludes ranges of scores. Everything else
+        combines.
         """
         filter, in_filter = split_like(filter)
         if in_filter is not None and like is not None:
@@ -73,24 +98,75 @@ class FindingCollection(WritingCollection[_DocumentType]):
             raise InvalidInputError(
                 "A search, or features=, adds to documents: document_class must be one that can grow."
             )
+        asked = {
+            **{"min_score": min_score, "max_score": max_score, "unlike": unlike},
+            **{"diversity": diversity, "text": text, "group_by": group_by},
+        }
         if like is not None:
-            options = {"n": n, "semantic_index": semantic_index, "exact": exact, "min_score": min_score}
-            _check_search(like, n)
-            cursor._search = lambda spec: self._searched(like, spec, **options)
+            request = self._request(like, n=n, semantic_index=semantic_index, exact=exact, **asked)
+            cursor._search = lambda spec: self._searched(request, spec)
+        elif given := [name for name, value in asked.items() if value not in (None, 0.0)]:
+            raise InvalidInputError(f"{given[0]}= goes with like=: say near to what.")
         return cursor
 
-    def _searched(self, like: Mapping[str, Any], filter: Mapping[str, Any] | None, **options: Any) -> SearchReply:
+    def find_many(
+        self,
+        likes: Sequence[Like],
+        filter: Mapping[str, Any] | None = None,
+        projection: Mapping[str, Any] | Sequence[str] | None = None,
+        *,
+        n: int = 10,
+        semantic_index: str | None = None,
+        exact: bool = False,
+        min_score: float | None = None,
+        max_score: float | None = None,
+        features: Mapping[str, str] | None = None,
+        raw: bool = False,
+    ) -> list[list[_DocumentType]]:
+        """Find the nearest to each of many queries, in one search and one query for the documents.
+
+        Parameters
+        ----------
+        likes : sequence of mapping
+            As `like` of `find`, at most 1 000; with `n`, at most 100 000 results in all.
+        filter, projection, n, semantic_index, exact, min_score, max_score, features, raw
+            As those of `find`, for all of them.
+
+        Returns
+        -------
+        list of list of documents
+            For each query what `find` gives.
+        """
+        encoded = self._workspace.codec.encode(list(likes)) if isinstance(likes, (list, tuple)) else likes
+        options = {"n": n, "semantic_index": semantic_index, "exact": exact}
+        request = self._of_here(likes=encoded, min_score=min_score, max_score=max_score, **options)
+        reply = self._searched(request, filter)
+        hidden = False
+        if isinstance(projection, Mapping) and projection.get("_id", 1) in (0, False):
+            hidden, projection = True, {name: value for name, value in projection.items() if name != "_id"} or None
+        among: dict[str, Any] = {"_id": {"$in": list({id_key(id): id for ids in reply.ids for id in ids}.values())}}
+        query = {"$and": [among, filter]} if filter else among
+        found = {
+            id_key(document["_id"]): document for document in self.find(query, projection, features=features, raw=raw)
+        }
+        return handed_out(found, reply, hidden=hidden)
+
+    def _request(self, like: Any, **options: Any) -> SearchRequest:
+        """Return a checked search; its filter is still to come."""
+        encode = self._workspace.codec.encode
+        if options.get("unlike") is not None:
+            options["unlike"] = encode(options["unlike"])
+        by_id = isinstance(like, Mapping) and set(like) == {"_id"} and like["_id"] is not None
+        return self._of_here(**({"id": like["_id"]} if by_id else {"like": encode(like)}), **options)
+
+    def _of_here(self, **options: Any) -> SearchRequest:
+        return SearchRequest(database=self.database.name, collection=self.name, **options)
+
+    def _searched(self, request: SearchRequest, filter: Mapping[str, Any] | None) -> SearchReply:
         workspace = self._workspace
-        what = {"id": like["_id"]} if set(like) == {"_id"} else {"like": workspace.codec.encode(dict(like))}
-        request = SearchRequest(
-            database=self.database.name,
-            collection=self.name,
-            filter=dict(filter) if filter else None,
-            after=workspace.after,
-            **what,
-            **options,
+        return workspace.services.search(
+            replace(request, filter=dict(filter) if filter else None, after=workspace.after)
         )
-        return workspace.services.search(request)
 
     def aggregate(
         self, pipeline: Any, *args: Any, n: int = 10, semantic_index: str | None = None, **kwargs: Any
@@ -129,8 +205,7 @@ class FindingCollection(WritingCollection[_DocumentType]):
         if at > 1 or (at == 1 and set(pipeline[0]) != {"$match"}):
             raise InvalidInputError("$like is the first stage of a pipeline, or the second behind one $match.")
         like, filter = pipeline[at]["$like"], pipeline[0]["$match"] if at else None
-        _check_search(like, n)
-        reply = self._searched(like, filter, n=n, semantic_index=semantic_index)
+        reply = self._searched(self._request(like, n=n, semantic_index=semantic_index), filter)
         rank = {"$indexOfArray": [{"$literal": reply.ids}, "$_id"]}
         found = {"_sddb": rank, "_score": {"$arrayElemAt": [reply.scores, rank]}}
         if reply.distances is not None:
@@ -142,11 +217,3 @@ class FindingCollection(WritingCollection[_DocumentType]):
             {"$unset": "_sddb"},
             *pipeline[at + 1 :],
         ]
-
-
-def _check_search(like: Any, n: int) -> None:
-    if not isinstance(like, Mapping) or not like:
-        raise InvalidInputError(
-            f"like= is a document with a key of the index, such as {{'text': 'warm'}}; given {like!r:.80}."
-        )
-    check_n(n)

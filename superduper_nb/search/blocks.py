@@ -95,7 +95,14 @@ def blocked_pairs(
         yield start, np.concatenate(first), np.concatenate(second), np.concatenate(scores)
 
 
-def near_rows(queries: Floats, vectors: Floats, norms: Floats, n: int, measure: Measure) -> list[Rows]:
+def near_rows(
+    queries: Floats,
+    vectors: Floats,
+    norms: Floats,
+    n: int,
+    measure: Measure,
+    living: NDArray[np.bool_] | None = None,
+) -> list[Rows]:
     """Return, for each query, rows that are sure to hold its `n` best and all that tie with the last of them.
 
     Parameters
@@ -106,10 +113,12 @@ def near_rows(queries: Floats, vectors: Floats, norms: Floats, n: int, measure: 
         Euclidean norms of the vectors; under cosine none of them is 0.
     n : int
     measure : Measure
+    living : array of shape (rows,), bool, optional
+        Which rows count; default: all.
     """
     found: list[Rows] = []
     for start in range(0, len(queries), _QUERIES):
-        found += _Nearest(queries[start : start + _QUERIES], n).of(vectors, norms, measure)
+        found += _Nearest(queries[start : start + _QUERIES], n).of(vectors, norms, measure, living)
     return found
 
 
@@ -130,15 +139,20 @@ class _Nearest:
         self._kept: list[tuple[Rows, Rows, Floats, Floats]] = []
         self._count = 0
 
-    def of(self, vectors: Floats, norms: Floats, measure: Measure) -> list[Rows]:
-        """Look at all rows; return the candidates of each query."""
+    def of(self, vectors: Floats, norms: Floats, measure: Measure, living: NDArray[np.bool_] | None) -> list[Rows]:
+        """Look at all rows that count; return the candidates of each query."""
         for start in range(0, len(vectors), _ROWS):
             part = slice(start, start + _ROWS)
-            self._look(start, *_scores(self._queries, vectors[part], norms[part], measure))
+            scores, error = _scores(self._queries, vectors[part], norms[part], measure)
+            if living is not None:
+                scores[:, ~living[part]] = -np.inf
+            self._look(start, scores, error)
         if not self._kept:
             return [np.empty(0, dtype=np.intp)] * len(self._queries)
         self._thin()
         of, rows, _, _ = self._kept[0]
+        if living is not None:
+            of, rows = of[living[rows]], rows[living[rows]]
         return np.split(rows, np.searchsorted(of, np.arange(1, len(self._queries))))
 
     def _look(self, start: int, scores: Floats, error: Floats) -> None:

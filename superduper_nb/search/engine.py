@@ -16,23 +16,25 @@ from pymongo.errors import InvalidName
 
 from superduper_nb.components.cache import CachedStore
 from superduper_nb.components.store import Component, ComponentStore
-from superduper_nb.documents.paths import BASE, get_path
-from superduper_nb.errors import InvalidInputError, ModelError, NotFoundError
-from superduper_nb.models.apply import ItemError
+from superduper_nb.errors import InvalidInputError, NotFoundError
 from superduper_nb.models.loading import Loader
-from superduper_nb.search.index import Hits, VectorIndex
+from superduper_nb.search.finding import Finding
+from superduper_nb.search.index import VectorIndex
 from superduper_nb.search.keeper import Keeper
 from superduper_nb.search.live import LiveIndex
-from superduper_nb.search.measures import BUILTIN, Floats, Measure, check_query
-from superduper_nb.search.plan import Hints, Matching, planned
+from superduper_nb.search.measures import BUILTIN, Floats, Measure
+from superduper_nb.search.plan import Hints, Matching, Plan
+from superduper_nb.search.queries import QueryVectors
+from superduper_nb.search.refine import Groups
 from superduper_nb.search.shelf import Shelf
+from superduper_nb.search.stages import Stages
+from superduper_nb.search.text import by_words
 from superduper_nb.search.values import SearchReply, SearchRequest
 
 __all__ = ["SearchEngine"]
 
 _LOAD_TIMEOUT_S: Final = 60.0
 _COUNT_FOR_S: Final = 0.25
-_MISSING: Final = object()
 
 Encode = Callable[[str, str, list[Any], int | None], list[Any]]
 """(database, model, inputs, version) -> outputs."""
@@ -87,26 +89,42 @@ class SearchEngine:
         ModelError
             The model failed on the query.
         """
-        begin = time.perf_counter()
+        stages = Stages()
         known = self._asked(request.database)
-        matching = self._matching(request)
+        matching = self._matching(request, stages)
         component = _chosen(known.store, request)
         live = self._live_index(request.database, component, request.after)
         live.wait(request.after, _LOAD_TIMEOUT_S)
         index = live.index
-        query = self._query_vector(request, component, live.version, index)
-        plan = planned(index, matching, query, request.n, exact=request.exact, hints=self._hints)
-        hits = _above(plan.hits, request.min_score)
+        with stages("encode"):
+            queries = self._queries(request.database, component, live.version, index).of(request)
+        finding = Finding(request, index, matching, self._hints, stages)
+        with stages("search"):
+            found = finding.batch(queries) if request.many else [self._refined(finding, component, queries[0])]
         return SearchReply(
-            ids=hits.ids,
-            scores=hits.scores.tolist(),
-            distances=None if hits.distances is None else hits.distances.tolist(),
-            strategy=plan.strategy,
-            candidates=plan.candidates,
+            **_columns(found, many=request.many),
+            strategy=found[0].strategy,
+            candidates=sum(plan.candidates for plan in found),
+            survivors=sum(plan.survivors for plan in found),
             pending=self._pending_lately(request, component),
-            took_ms=(time.perf_counter() - begin) * 1000,
+            took_ms=stages.took_ms,
+            stages_ms=stages.ms,
             index=component.id,
         )
+
+    def _refined(self, finding: Finding, component: Component, query: Floats) -> Plan:
+        """Search for one query, with what is asked beyond the nearest."""
+        request = finding.request
+        collection = self._collection(request.database, request.collection)
+        if request.diversity:
+            return finding.spread(query)
+        if request.group_by is not None:
+            return finding.grouped(query, Groups(collection, request.group_by))
+        if request.text is not None:
+            key, own = component.definition["keys"][0], component.definition["filter"]
+            filter = {"$and": [request.filter, own]} if request.filter and own else request.filter or own
+            return finding.fused(query, lambda n: by_words(collection, filter, request.text or "", n, key))
+        return finding.nearest(query)
 
     def indexes(self) -> list[dict[str, Any]]:
         """List the indexes in memory."""
@@ -196,44 +214,16 @@ class SearchEngine:
         except InvalidName as error:
             raise InvalidInputError(f"{collection!r:.80} is no name of a collection: {error}.") from None
 
-    def _matching(self, request: SearchRequest) -> Matching | None:
+    def _matching(self, request: SearchRequest, stages: Stages) -> Matching | None:
         if not request.filter:
             return None
-        return Matching(self._collection(request.database, request.collection), request.filter)
+        return Matching(self._collection(request.database, request.collection), request.filter, stages)
 
-    # --- the query -----------------------------------------------------------------------------------------------
+    def _queries(self, database: str, component: Component, version: int, index: VectorIndex) -> QueryVectors:
+        def encode(model: str, inputs: list[Any], of: int | None) -> list[Any]:
+            return self._encode(database, model, inputs, of)
 
-    def _query_vector(self, request: SearchRequest, component: Component, version: int, index: VectorIndex) -> Floats:
-        if request.id is not None:
-            return self._stored(request.id, index)
-        given = request.vector
-        if given is None:
-            given = self._encoded(request, component, version, index)
-        return check_query(given, index.dimension, index.measure)
-
-    def _stored(self, id: Any, index: VectorIndex) -> Floats:
-        vector = index.vector(id)
-        if vector is None:
-            raise NotFoundError(
-                f"No vector of a document with _id {id!r}: it does not exist, or its output is still to come."
-            )
-        return vector
-
-    def _encoded(self, request: SearchRequest, component: Component, version: int, index: VectorIndex) -> Any:
-        like = self._known[request.database].codec().decode(dict(request.like or {}))
-        definition = component.definition
-        for model, key in zip(definition["models"], definition["keys"], strict=True):
-            value = like if key == BASE else get_path(like, key, _MISSING)
-            if value is not _MISSING:
-                # The query must meet vectors of the very version that made them.
-                of = version if model == definition["models"][0] else None
-                return _vector_of(model, self._encode(request.database, model, [value], of)[0])
-        if "_id" in like:
-            return self._stored(like["_id"], index)
-        keys = ", ".join(repr(key) for key in definition["keys"])
-        raise InvalidInputError(
-            f"like= must hold a key of the index {component.id!r} ({keys}) or _id; it holds {list(like)}."
-        )
+        return QueryVectors(component, version, index, self._known[database].codec(), encode)
 
 
 def _opened(client: MongoClient[dict[str, Any]], name: str) -> Database[dict[str, Any]]:
@@ -259,17 +249,18 @@ def _chosen(store: ComponentStore, request: SearchRequest) -> Component:
     return found[0]
 
 
-def _vector_of(model: str, output: Any) -> Any:
-    if isinstance(output, ItemError):
-        raise ModelError(f"The model {model!r} failed on the query: {output}")
-    return output
-
-
-def _above(hits: Hits, min_score: float | None) -> Hits:
-    if min_score is None:
-        return hits
-    keep = int((hits.scores >= min_score).sum())  # best first: those that stay are the first ones
-    return Hits(hits.ids[:keep], hits.scores[:keep], None if hits.distances is None else hits.distances[:keep])
+def _columns(found: list[Plan], *, many: bool) -> dict[str, Any]:
+    """Return what was found as the columns of a reply."""
+    hits = [plan.hits for plan in found]
+    distances = [None if each.distances is None else each.distances.tolist() for each in hits]
+    columns: dict[str, list[Any]] = {
+        "ids": [each.ids for each in hits],
+        "scores": [each.scores.tolist() for each in hits],
+        "distances": distances,
+    }
+    if not many:
+        return {name: column[0] for name, column in columns.items()}
+    return columns | ({"distances": None} if all(each is None for each in distances) else {})
 
 
 def _named(name: tuple[str, str, str], described: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from superduper_nb.search.blocks import near_rows
 from superduper_nb.search.ids import id_key, id_keys, packed_ids, packed_keys, sort_key, unpacked_id
 from superduper_nb.search.measures import Floats, Measure
 from superduper_nb.search.rows import Rows, View
@@ -21,6 +22,8 @@ _FIRST_CAPACITY: Final = 1024
 _DEAD_SHARE: Final = 0.25
 
 _GATHER_SHARE: Final = 0.25
+_MANY: Final = 8
+"""From so many queries on, one product of matrices is quicker than one of a vector for each."""
 
 _SCAN_FROM: Final = 4_000_000
 """Numbers (rows x dimension) from which a scan of codes is worth it: below, the exact one takes a millisecond."""
@@ -227,6 +230,32 @@ class VectorIndex:
         with self._lock:
             slot = self._slots.get(id_key(id))
             return None if slot is None or self._rows is None else self._rows.vectors[slot].copy()
+
+    def vectors(self, ids: Sequence[Any]) -> tuple[list[int], Floats]:
+        """Return the positions of the identifiers that are there, and their vectors."""
+        with self._lock:
+            slots = list(map(self._slots.get, id_keys(ids)))
+            there = [i for i, slot in enumerate(slots) if slot is not None]
+            rows = None if self._rows is None else self._rows.vectors
+            return there, np.empty((0, 0)) if rows is None else rows[[slot for slot in slots if slot is not None]]
+
+    def search_many(self, queries: Sequence[Floats], n: int, *, exact: bool = False) -> list[Hits]:
+        """Return the `n` nearest of each query: by codes where that is quicker, else by products of matrices."""
+        if len(queries) < _MANY:
+            return [self.search(query, n, exact=exact) for query in queries]
+        with self._lock:
+            view = self._view()
+        if view is None:
+            return [_EMPTY] * len(queries)
+        found = [None if exact else self._scan(view, query, n) for query in queries]
+        if not (left := [i for i, hits in enumerate(found) if hits is None]):
+            return [hits for hits in found if hits is not None]
+        rows, living = view.rows, view.alive
+        block = np.stack([queries[i] for i in left])
+        near = near_rows(block, rows.vectors[: view.count], rows.norms[: view.count], n, self.measure, living)
+        for i, slots in zip(left, near, strict=True):
+            found[i] = self._ranked(rows, slots, queries[i], n, "exact", view.living)
+        return [hits for hits in found if hits is not None]
 
     def search(self, query: Floats, n: int, *, among: Sequence[Any] | None = None, exact: bool = False) -> Hits:
         """Return the `n` nearest, of all or `among` some identifiers.

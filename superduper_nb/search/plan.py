@@ -12,18 +12,21 @@ import bson
 from bson.errors import BSONError
 from pymongo.collection import Collection
 from pymongo.errors import DocumentTooLarge, ExecutionTimeout, InvalidOperation, OperationFailure
+from toolz import partition_all
 
 from superduper_nb.errors import DeadlineError, InvalidInputError
 from superduper_nb.search.ids import id_key
 from superduper_nb.search.index import Hits, VectorIndex
 from superduper_nb.search.measures import Floats
+from superduper_nb.search.stages import Stages
 
-__all__ = ["Hints", "Matching", "Plan", "check_filter", "planned"]
+__all__ = ["Hints", "Matching", "Plan", "check_filter", "planned", "planned_many", "said"]
 
 _TIMEOUT_MS: Final = 30_000
 _FIRST_PROBE: Final = 64
 _LAST_PROBE: Final = 2048
 _HINTS: Final = 256
+_AT_A_TIME: Final = 100_000
 _MAX_DEPTH: Final = 100
 _CODE: Final = ("$where", "$function", "$accumulator")
 _BAD_FILTER: Final = frozenset({2, 9, 14, 51, 72})
@@ -37,6 +40,8 @@ class Plan:
     hits: Hits
     strategy: str
     candidates: int
+    survivors: int
+    """Of the candidates, those that match."""
 
 
 def check_filter(filter: Mapping[str, Any]) -> None:
@@ -64,31 +69,40 @@ def _plain(values: Sequence[Any]) -> bool:
 class Matching:
     """Which documents match a filter, as MongoDB sees it."""
 
-    def __init__(self, collection: Collection[dict[str, Any]], filter: Mapping[str, Any]) -> None:
+    def __init__(
+        self, collection: Collection[dict[str, Any]], filter: Mapping[str, Any], stages: Stages | None = None
+    ) -> None:
         check_filter(filter)
         self._collection, self._filter = collection, dict(filter)
-        with _said():
+        self._stages = stages or Stages()
+        self._all: list[Any] | None = None
+        with said():
             self.key = bson.encode(self._filter, codec_options=collection.codec_options)
 
     def of(self, ids: Sequence[Any]) -> set[Any]:
         """Return the keys of those of these that match."""
-        among = {"_id": {"$in": list(ids)}}
-        # Side by side where that can be: MongoDB takes some operators only at the top.
-        query = {"$and": [among, self._filter]} if "_id" in self._filter else {**self._filter, **among}
-        return set(map(id_key, self._ids(query)))
+        found: set[Any] = set()
+        for part in partition_all(_AT_A_TIME, {id_key(id): id for id in ids}.values()):
+            among = {"_id": {"$in": list(part)}}
+            # Side by side where that can be: MongoDB takes some operators only at the top.
+            query = {"$and": [among, self._filter]} if "_id" in self._filter else {**self._filter, **among}
+            found.update(map(id_key, self._ids(query)))
+        return found
 
     def all(self) -> list[Any]:
-        """Return all that match."""
-        return self._ids(self._filter)
+        """Return all that match; asked for once."""
+        if self._all is None:
+            self._all = self._ids(self._filter)
+        return self._all
 
     def _ids(self, query: Mapping[str, Any]) -> list[Any]:
-        with _said():
+        with self._stages("filter"), said():
             found = self._collection.find(query, {"_id": 1}, batch_size=100_000, max_time_ms=_TIMEOUT_MS)
             return [document["_id"] for document in found]
 
 
 @contextmanager
-def _said() -> Iterator[None]:
+def said() -> Iterator[None]:
     """Turn what MongoDB and BSON say of a bad filter into our error."""
     try:
         yield
@@ -134,23 +148,42 @@ def planned(index: VectorIndex, matching: Matching | None, query: Floats, n: int
     """
     if matching is None:
         hits = index.search(query, n, exact=exact)
-        return Plan(hits, hits.kind, hits.candidates)
+        return Plan(hits, hits.kind, hits.candidates, hits.candidates)
     if not exact and (plan := _probed(index, matching, query, n, hints)) is not None:
         return plan
     among = matching.all()
     hints.put(matching.key, len(among) / max(1, len(index)))
-    return Plan(index.search(query, n, among=among), "filter, then exact", len(among))
+    return Plan(index.search(query, n, among=among), "filter, then exact", len(among), len(among))
+
+
+def planned_many(
+    index: VectorIndex, matching: Matching | None, queries: Sequence[Floats], n: int, *, exact: bool, hints: Hints
+) -> list[Plan]:
+    """Search for many at a time, as `planned` does for one: the candidates of all are tested in one go."""
+    if matching is None:
+        found = index.search_many(queries, n, exact=exact)
+        return [Plan(hits, hits.kind, hits.candidates, hits.candidates) for hits in found]
+    probe = _first_probe(matching, n, hints)
+    if exact or not probe <= _LAST_PROBE or probe >= len(index):
+        return [planned(index, matching, query, n, exact=exact, hints=hints) for query in queries]
+    found = index.search_many(queries, probe)
+    passed = matching.of([id for hits in found for id in hits.ids])
+    plans = [_of_probe(hits, passed, n) for hits in found]
+    hints.put(matching.key, sum(plan.survivors for plan in plans) / (probe * len(plans)))
+    return [
+        plan if len(plan.hits.ids) == n else planned(index, matching, query, n, exact=False, hints=hints)
+        for plan, query in zip(plans, queries, strict=True)
+    ]
 
 
 def _probed(index: VectorIndex, matching: Matching, query: Floats, n: int, hints: Hints) -> Plan | None:
-    share = hints.get(matching.key)
-    probe = max(_FIRST_PROBE, 4 * n) if share is None else _needed(n, share)
+    probe = _first_probe(matching, n, hints)
     while probe <= _LAST_PROBE and probe < len(index):
         candidates = index.search(query, probe)
         passed = matching.of(candidates.ids)
         hints.put(matching.key, len(passed) / probe)
         if len(passed) >= n:
-            return Plan(_only(candidates, passed, n), f"{candidates.kind}, then filter", probe)
+            return _of_probe(candidates, passed, n)
         if probe == _LAST_PROBE:
             return None
         # None passed of the first few: they may stand for many or for none, so one long look decides.
@@ -158,12 +191,20 @@ def _probed(index: VectorIndex, matching: Matching, query: Floats, n: int, hints
     return None
 
 
+def _first_probe(matching: Matching, n: int, hints: Hints) -> int:
+    share = hints.get(matching.key)
+    return max(_FIRST_PROBE, 4 * n) if share is None else _needed(n, share)
+
+
 def _needed(n: int, share: float) -> int:
     """Return how many candidates to test, so that `n` pass very likely."""
     return max(_FIRST_PROBE, int((1.5 * n + 8) / share)) if share > 0 else _LAST_PROBE + 1
 
 
-def _only(hits: Hits, passed: set[Any], n: int) -> Hits:
-    keep = [i for i, id in enumerate(hits.ids) if id_key(id) in passed][:n]
-    distances = None if hits.distances is None else hits.distances[keep]
-    return Hits([hits.ids[i] for i in keep], hits.scores[keep], distances)
+def _of_probe(candidates: Hits, passed: set[Any], n: int) -> Plan:
+    """Return the first `n` candidates that passed."""
+    keep = [i for i, id in enumerate(candidates.ids) if id_key(id) in passed]
+    first = keep[:n]
+    distances = None if candidates.distances is None else candidates.distances[first]
+    hits = Hits([candidates.ids[i] for i in first], candidates.scores[first], distances)
+    return Plan(hits, f"{candidates.kind}, then filter", len(candidates.ids), len(keep))

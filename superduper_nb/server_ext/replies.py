@@ -49,15 +49,17 @@ class StatusReply(_Reply):
 
 
 class SearchReply(_Reply):
-    """What was found, best first. For a list of vectors, `ids`, `scores` and `distances` hold one list for each."""
+    """What was found, best first. Of a batch, `ids`, `scores` and `distances` hold one list for each query."""
 
     ids: list[Any]
     scores: list[Any]
     distances: list[Any] | None
-    strategy: str
-    candidates: int
-    pending: int
+    strategy: str = Field(description="How it was searched.")
+    candidates: int = Field(description="Vectors scored, or documents tested against the filter.")
+    survivors: int = Field(description="Those of them that match the filter.")
+    pending: int = Field(description="Documents whose outputs queued jobs have still to compute.")
     took_ms: float
+    stages_ms: dict[str, float] = Field(description="Parts of it: encode, search, filter, text, group.")
     index: str
 
 

@@ -40,6 +40,8 @@ __all__ = [
 ]
 
 MAX_N: Final = 10_000
+MAX_QUERIES: Final = 1_000
+MAX_EXAMPLES: Final = 100
 MAX_INPUTS: Final = 10_000
 _SYSTEM: Final = frozenset({"admin", "config", "local"})
 _DATABASE: Final = re.compile(r'[^/\\. "$*<>:|?\x00]{1,63}')
@@ -131,27 +133,60 @@ class NoQuery(_Query):
     """No parameters."""
 
 
-class SearchBody(_Body):
-    """Near to what, among which documents, and how many. Exactly one of `like`, `vector` and `id`."""
+Example = Annotated[dict[str, Any], Field(min_length=1)]
+Examples = Example | Annotated[list[Example], Field(min_length=1, max_length=MAX_EXAMPLES)]
+_QUERIES: Final = ("like", "likes", "vector", "id")
+_EXCLUSIVE: Final = ("diversity", "text", "group_by")
 
-    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": [name]} for name in ("like", "vector", "id")]})
+
+def _combinations() -> dict[str, Any]:
+    """Describe which fields exclude each other."""
+    not_both = [[a, b] for i, a in enumerate(_EXCLUSIVE) for b in _EXCLUSIVE[i + 1 :]]
+    not_both += [["text", "min_score"], ["text", "max_score"]]
+    not_both += [["likes", name] for name in ("unlike", *_EXCLUSIVE)]
+    return {
+        "oneOf": [{"required": [name]} for name in _QUERIES],
+        "allOf": [{"not": {"required": names}} for names in not_both],
+    }
+
+
+class SearchBody(_Body):
+    """Near to what, among which documents, and how many. Exactly one of `like`, `likes`, `vector` and `id`.
+
+    `likes`, or a list of vectors, is a batch: one search for each, with the same options, and at most 100 000 results
+    in all. A batch takes none of `unlike`, `diversity`, `text` and `group_by`; of the last three a search takes one.
+    """
+
+    model_config = ConfigDict(json_schema_extra=_combinations())
 
     database: DatabaseName
     collection: CollectionName
     semantic_index: Identifier | None = Field(None, description="Default: the only one of the collection.")
-    like: dict[str, Any] | None = Field(None, description="Values for a key of the index, encoded by its model.")
+    like: Examples | None = Field(
+        None, description="Values for a key of the index, encoded by its model; of several examples, their mean."
+    )
+    likes: list[Example] | None = Field(None, min_length=1, max_length=MAX_QUERIES, description="A batch of searches.")
     vector: Vector = None
     id: Any = Field(None, description="A document's `_id`: its stored vector is the query.")
+    unlike: Examples | None = Field(None, description="Examples to stay away from (Rocchio: 2 p - q).")
     filter: Annotated[dict[str, Any], AfterValidator(_filter)] | None = Field(None, description="A MongoDB filter.")
     n: int = Field(10, ge=1, le=MAX_N, description="How many documents.")
     exact: bool = Field(False, description="Compare with every vector.")
     min_score: float | None = Field(None, allow_inf_nan=False, description="Leave out what scores less.")
+    max_score: float | None = Field(None, allow_inf_nan=False, description="Leave out what scores more.")
+    diversity: float | None = Field(
+        None, ge=0, le=1, allow_inf_nan=False, description="Maximal marginal relevance, lambda = 1 - diversity."
+    )
+    text: str | None = Field(
+        None, pattern=r"\S", description="Words for MongoDB's text search, fused with nearness by reciprocal ranks."
+    )
+    group_by: str | None = Field(None, min_length=1, description="A field: the best document of each of its values.")
     after: ClusterTime | None = Field(None, description="See at least the writes up to this cluster time.")
 
     @model_validator(mode="after")
     def _one_query(self) -> SearchBody:
-        if sum(value is not None for value in (self.like, self.vector, self.id)) != 1:
-            raise ValueError("give exactly one of like, vector and id")
+        if sum(getattr(self, name) is not None for name in _QUERIES) != 1:
+            raise ValueError("give exactly one of like, likes, vector and id")
         return self
 
 
