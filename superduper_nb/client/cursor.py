@@ -185,7 +185,7 @@ def handed_out(found: Mapping[Any, Any], reply: SearchReply, *, hidden: bool) ->
             given.add(key)
             lists[-1].append(document)
             _score(document, score, distance)
-    for document in found.values() if hidden else ():
+    for document in (document for documents in lists if hidden for document in documents):
         del document["_id"]
     return lists
 

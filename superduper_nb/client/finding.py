@@ -70,8 +70,8 @@ class FindingCollection(WritingCollection[_DocumentType]):
             the documents come in the order in which they were chosen.
         text : str, optional
             Words for MongoDB's text search, fused with the ranking by nearness (reciprocal rank fusion): ``_score`` is
-            the sum over both rankings of 1 / (60 + rank), counted as far as the first ``10 n`` of each (at least 100, at
-            most 10 000). The filter applies to both; documents without an output are ranked by words alone.
+            the sum over both rankings of 1 / (60 + rank), counted as far as the first ``10 n`` of each (at least 100,
+            at most 10 000). The filter applies to both; documents without an output are ranked by words alone.
         group_by : str, optional
             A field: only the best document of each of its values; those without it are one group.
         features : mapping of str to str, optional

@@ -100,8 +100,9 @@ class SearchRequest:
         _check_range(self.min_score, self.max_score)
         if not _is_number(self.diversity) or not 0 <= self.diversity <= 1:
             raise InvalidInputError(f"diversity={self.diversity!r:.80}: it must be a number from 0 to 1.")
-        if self.text is not None and (not isinstance(self.text, str) or not self.text.strip()):
-            raise InvalidInputError(f"text={self.text!r:.80}: it must be words to search for.")
+        words: object = self.text
+        if words is not None and (not isinstance(words, str) or not words.strip()):
+            raise InvalidInputError(f"text={words!r:.80}: it must be words to search for.")
         if self.group_by is not None:
             check_path(self.group_by)
         self._check_combination()

@@ -180,7 +180,11 @@ class SearchBody(_Body):
     text: str | None = Field(
         None, pattern=r"\S", description="Words for MongoDB's text search, fused with nearness by reciprocal ranks."
     )
-    group_by: str | None = Field(None, min_length=1, description="A field: the best document of each of its values.")
+    group_by: str | None = Field(
+        None,
+        pattern=r"^[^.$\x00][^.\x00]*(\.[^.$\x00][^.\x00]*)*$",
+        description="A field: the best document of each of its values.",
+    )
     after: ClusterTime | None = Field(None, description="See at least the writes up to this cluster time.")
 
     @model_validator(mode="after")

@@ -129,6 +129,46 @@ def test_min_score(shop: sd.Collection[Any]) -> None:
     assert ids(shop.find(like={"text": "warm hat"}, min_score=0.4)) == expected
 
 
+def test_more_than_the_nearest(shop: sd.Collection[Any]) -> None:
+    """The search room's tests say what each option means; here, that each arrives, also with the filter."""
+    warm, price = {"text": "warm"}, {"price": {"$lt": 100}}
+    scores = {d["_id"]: d["_score"] for d in shop.find(price, like=warm)}
+    middle = sorted(scores.values())[2]
+    assert ids(shop.find(price, like=warm, max_score=middle)) == [id for id, s in scores.items() if s <= middle]
+    hat = ids(shop.find(like={"text": "hat"}, n=2))
+    assert ids(shop.find(like=[{"text": "hat"}, {"_id": hat[0]}], n=2))[0] == hat[0]
+    assert hat[1] not in ids(shop.find(like={"text": "hat"}, unlike={"_id": hat[1]}, n=1))
+    assert sorted(ids(shop.find(like=warm, n=6, diversity=0.8))) == [0, 1, 2, 3, 4, 5]
+    shop.update_many({"price": {"$gt": 25}}, {"$set": {"meta.kind": "dear"}})
+    groups = list(shop.find(price, like=warm, group_by="meta.kind"))
+    assert [d.get("meta") for d in groups] == [{"kind": "dear"}, None]
+    with pytest.raises(InvalidInputError, match="create_index"):
+        list(shop.find(like=warm, text="straw"))
+    shop.create_index([("text", "text")])
+    found = list(shop.find(price, like=warm, text="straw", n=6))
+    assert max(found, key=lambda d: d["_id"] == 4)["_score"] > 1 / 61
+    assert len(found) == 5
+    with pytest.raises(InvalidInputError, match="goes with like="):
+        shop.find(diversity=0.5)
+
+
+def test_find_many_is_find_for_each(shop: sd.Collection[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    likes = [{"text": "warm hat"}, {"_id": 2}, {"text": "wool"}, {"text": "warm hat"}]
+    price = {"price": {"$lt": 100}}
+    alone = [list(shop.find(price, {"text": 1}, like=like, n=3)) for like in likes]
+    services, searches = shop._workspace.services, []
+    monkeypatch.setattr(services, "search", lambda r, go=services.search: searches.append(r) or go(r))
+    many = shop.find_many(likes, price, {"text": 1}, n=3)
+    assert many == alone
+    assert len(searches) == 1
+    many[0][0]["text"] = "changed"
+    assert many[3] == alone[3]  # each place has a document of its own
+    assert all("_id" not in d for found in shop.find_many(likes, None, {"_id": 0, "price": 1}) for d in found)
+    assert shop.find_many(likes, {"price": -1}) == [[], [], [], []]
+    with pytest.raises(InvalidInputError, match="likes="):
+        shop.find_many({"text": "warm"})  # type: ignore[arg-type]
+
+
 def test_a_cursor_has_pymongos_manners(shop: sd.Collection[Any]) -> None:
     cursor = shop.find(like={"text": "warm hat"}, n=4)
     assert cursor.alive
@@ -158,6 +198,8 @@ def test_a_cursor_has_pymongos_manners(shop: sd.Collection[Any]) -> None:
 def test_explain_and_distinct(shop: sd.Collection[Any]) -> None:
     search = shop.find({"price": {"$lt": 30}}, like={"text": "warm hat"}).explain()["search"]
     assert search["found"] == 4
+    assert search["survivors"] == 4
+    assert search["stages_ms"].keys() == {"encode", "search", "filter", "documents"}
     assert search["index"] == "meaning"
     assert search["pending"] == 0
     assert "queryPlanner" in shop.find({"price": 1}).explain()

@@ -78,16 +78,20 @@ class FakeServices:
         if request.semantic_index == "nope":
             raise NotFoundError("shop.products has no semantic index 'nope'. Known: 'meaning'.")
         given: Any = request.vector
-        if given is not None and len(given) != 4:
+        if given is not None and not request.many and len(given) != 4:
             raise InvalidInputError(f"The index has 4 dimensions, the vector {len(given)}.")
         ids: list[Any] = [request.id, 1, "b"][: request.n]
-        scores = [1.0, 0.5, float("-inf")][: request.n]
+        scores: list[Any] = [1.0, 0.5, float("-inf")][: request.n]
+        if request.many:
+            ids, scores = [ids] * request.queries, [scores] * request.queries
         return SearchReply(
             ids=ids,
             scores=scores,
             distances=None,
             strategy="exact",
             candidates=3,
+            survivors=2,
+            stages_ms={"search": 0.05},
             pending=0,
             took_ms=0.1,
             index="meaning",

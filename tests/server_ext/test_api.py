@@ -47,7 +47,23 @@ async def test_search_with_a_list_of_vectors(running: Any, ask: Any, start: Simp
     assert answer.body["ids"] == [[None], [None]]
     assert answer.body["scores"] == [[1.0], [1.0]]
     assert answer.body["distances"] is None
-    assert [list(call[1].vector) for call in start.services.calls] == [[1, 2, 3, 4], [5, 6, 7, 8]]
+    assert np.array(start.services.calls[-1][1].vector).tolist() == [[1, 2, 3, 4], [5, 6, 7, 8]]
+    assert len(start.services.calls) == 1  # in one call of the engine
+    answer = await ask("POST", "search", {**QUERY, "likes": [{"text": "a"}, {"text": "b"}, {"_id": 1}], "n": 1})
+    assert answer.body["ids"] == [[None]] * 3
+    assert start.services.calls[-1][1].likes == [{"text": "a"}, {"text": "b"}, {"_id": 1}]
+
+
+async def test_every_option_reaches_the_engine(running: Any, ask: Any, start: SimpleNamespace) -> None:
+    both = {"like": [{"text": "warm"}, {"_id": 3}], "unlike": {"text": "cold"}, "min_score": -0.5, "max_score": 1}
+    for option in ({"diversity": 0.3}, {"group_by": "a.b"}, {}):
+        answer = await ask("POST", "search", {**QUERY, **both, **option})
+        assert answer.status == 200, answer.body
+        assert (answer.body["survivors"], answer.body["stages_ms"]) == (2, {"search": 0.05})
+        request = start.services.calls[-1][1]
+        assert {name: getattr(request, name) for name in {**both, **option}} == {**both, **option}
+    await ask("POST", "search", {**QUERY, "id": 1, "text": "red wool"})
+    assert start.services.calls[-1][1].text == "red wool"
 
 
 async def test_bson_in_and_out(running: Any, ask: Any, start: SimpleNamespace) -> None:

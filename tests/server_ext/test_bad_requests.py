@@ -73,7 +73,13 @@ FIELDS: dict[str, list[Any]] = {
     "n": [0, -1, 10_001, 2**31, 2**63, 1.5, 1e3, "5", True, None],
     "exact": [1, "true"],
     "min_score": ["0.5", True, {"$numberDouble": "NaN"}, {"$numberDouble": "Infinity"}],
-    "like": ["warm", 1, ["warm"], None],
+    "like": ["warm", 1, ["warm"], [], {}, None],
+    "likes": ["warm", {"a": 1}, [], [1], [{}], [{"a": 1}] * 1001],
+    "unlike": ["cold", [], {}, [{}]],
+    "max_score": ["0.5", {"$numberDouble": "-Infinity"}],
+    "diversity": [-0.1, 1.1, "1", True],
+    "text": ["", "  ", 1, ["a"]],
+    "group_by": ["", "$a", "a..b", 1],
     "filter": [
         "x",
         [],
@@ -116,6 +122,28 @@ async def test_bad_vectors(running: Any, ask: Any, start: SimpleNamespace) -> No
 async def test_exactly_one_kind_of_query(running: Any, ask: Any) -> None:
     for query in ({}, {"like": {}, "id": 1}, {"vector": [1.0], "like": {"a": 1}}):
         assert_refused(await ask("POST", "search", {**QUERY, **query}), what=query)
+
+
+CLASHES: list[dict[str, Any]] = [
+    {"like": {"a": 1}, "diversity": 0.5, "text": "b"},
+    {"like": {"a": 1}, "diversity": 0.5, "group_by": "b"},
+    {"like": {"a": 1}, "text": "b", "group_by": "b"},
+    {"like": {"a": 1}, "text": "b", "min_score": 0.1},
+    {"like": {"a": 1}, "text": "b", "max_score": 0.1},
+    {"like": {"a": 1}, "min_score": 0.2, "max_score": 0.1},
+    {"like": {"a": 1}, "diversity": 0.5, "n": 1001},
+    {"likes": [{"a": 1}], "unlike": {"a": 1}},
+    {"vector": [[1.0]], "text": "a"},
+    {"vector": [[1.0]], "diversity": 0.5},
+    {"likes": [{"a": 1}], "group_by": "a"},
+    {"likes": [{"a": 1}] * 11, "n": 10_000},
+]
+
+
+@pytest.mark.parametrize("clash", CLASHES, ids=lambda clash: "-".join(clash))
+async def test_options_that_exclude_each_other(running: Any, ask: Any, start: SimpleNamespace, clash: Any) -> None:
+    assert_refused(await ask("POST", "search", {**QUERY, **clash}), what=clash)
+    assert start.services.calls == []
 
 
 async def test_bad_inputs(running: Any, ask: Any) -> None:

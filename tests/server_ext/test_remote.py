@@ -76,6 +76,23 @@ async def test_search(far: Any, start: SimpleNamespace) -> None:
     assert (got.n, got.min_score, got.exact) == (2, 0.1, False)
 
 
+async def test_every_option_travels(far: Any, start: SimpleNamespace) -> None:
+    where = {"database": "shop", "collection": "products"}
+    matrix = np.arange(8, dtype=np.float32).reshape(2, 4)
+    reply = await away(far.search, SearchRequest(**where, vector=matrix, max_score=0.5))
+    assert reply.ids == [[None, 1, "b"]] * 2
+    np.testing.assert_array_equal(start.services.calls[-1][1].vector, matrix)
+    for asked in (
+        SearchRequest(**where, likes=[{"a": np.ones(2)}, {"_id": 3}]),
+        SearchRequest(**where, like=[{"a": 1}, {"a": 2}], unlike={"_id": 1}, group_by="a.b", min_score=0.1),
+        SearchRequest(**where, like={"a": 1}, text="warm wool"),
+        SearchRequest(**where, id=1, diversity=0.3),
+    ):
+        reply = await away(far.search, asked)
+        assert repr(start.services.calls[-1][1]) == repr(asked)
+    assert reply.stages_ms == {"search": 0.05}
+
+
 @pytest.mark.parametrize(
     "id", [bson.ObjectId(), "x", 7, bson.Int64(2**40), datetime.datetime(2026, 1, 1), {"a": 1}, 0.5]
 )
