@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 from pymongo.typings import _DocumentType
 
 from superduper_nb.client.cursor import Cursor, DecodingCommandCursor, handed_out, split_like
+from superduper_nb.client.evaluating import Evaluation, evaluated
 from superduper_nb.client.features import Features
+from superduper_nb.client.jobs import Duplicates
 from superduper_nb.client.writing import WritingCollection
 from superduper_nb.errors import InvalidInputError
+from superduper_nb.jobs import NewJob
+from superduper_nb.jobs.duplicates import PairStore
 from superduper_nb.search.ids import id_key
-from superduper_nb.search.values import Like, SearchReply, SearchRequest
+from superduper_nb.search.reading import current_outputs
+from superduper_nb.search.values import Like, SearchReply, SearchRequest, check_n, check_range
 
 __all__ = ["FindingCollection"]
+
+_MAX_PAIRS: Final = 1_000_000
 
 
 class FindingCollection(WritingCollection[_DocumentType]):
@@ -150,6 +157,70 @@ class FindingCollection(WritingCollection[_DocumentType]):
             id_key(document["_id"]): document for document in self.find(query, projection, features=features, raw=raw)
         }
         return handed_out(found, reply, hidden=hidden)
+
+    def evaluate(
+        self,
+        semantic_index: str,
+        queries: Iterable[tuple[Like, Iterable[Any]]],
+        *,
+        n: int = 10,
+        filter: Mapping[str, Any] | None = None,
+        exact: bool = False,
+    ) -> Evaluation:
+        """Measure how well an index finds: recall@n, mean reciprocal rank and nDCG@n.
+
+        Parameters
+        ----------
+        semantic_index : str
+            Which one.
+        queries : iterable of pairs
+            A `like` (as of `find`), and the identifiers of the documents that are relevant to it.
+        n, filter, exact
+            As those of `find`, for all queries.
+        """
+
+        def search(likes: Sequence[Like]) -> list[list[Any]]:
+            encoded = self._workspace.codec.encode(list(likes))
+            request = self._of_here(likes=encoded, n=n, semantic_index=semantic_index, exact=exact)
+            return self._searched(request, filter).ids
+
+        check_n(n)
+        return evaluated(search, semantic_index, queries, n)
+
+    def find_duplicates(self, semantic_index: str, *, min_score: float = 0.95, limit: int = 100_000) -> Duplicates:
+        """Find the pairs of documents whose vectors are near each other, by a job.
+
+        Parameters
+        ----------
+        semantic_index : str
+            Which one.
+        min_score : float, default 0.95
+            What a pair has to score.
+        limit : int, default 100 000
+            Pairs, at most: of more, the best.
+
+        Returns
+        -------
+        Duplicates
+            The job; its `pairs()`, when it has ended. They are kept for two weeks.
+        """
+        if type(limit) is not int or not 1 <= limit <= _MAX_PAIRS:
+            raise InvalidInputError(f"limit={limit!r:.80}: it must be a whole number from 1 to {_MAX_PAIRS}.")
+        check_range(min_score, None)
+        workspace = self._workspace
+        index = workspace.store.get("semantic_index", semantic_index, collection=self.name)
+        documents = workspace.store.database[self.name].count_documents(current_outputs(workspace.loader, index))
+        work = {"ids": ["all pairs"]}
+        job = NewJob("duplicates", f"duplicates {index.id}", self.name, index.id, work, documents)
+        PairStore(workspace.store.database).plan(job.id, min_score=min_score, limit=limit)
+        workspace.jobs.create([job])
+        workspace.started({job.name: job.id})
+        return Duplicates(workspace, job.id)
+
+    def duplicates(self, job: str) -> Duplicates:
+        """Return a search for duplicates that was begun before, by its job's identifier."""
+        PairStore(self._workspace.store.database).run(job)
+        return Duplicates(self._workspace, job)
 
     def _request(self, like: Any, **options: Any) -> SearchRequest:
         """Return a checked search; its filter is still to come."""

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from superduper_nb.errors import DeadlineError, JobCancelledError, JobFailedError, NotFoundError
 from superduper_nb.jobs import FINAL_STATES
+from superduper_nb.jobs.duplicates import PairStore
 
 if TYPE_CHECKING:
     from superduper_nb.client.workspace import Workspace
 
-__all__ = ["Job", "JobList", "Jobs"]
+__all__ = ["Duplicates", "Job", "JobList", "Jobs"]
 
 _POLL_FIRST_S: Final = 0.005
 _POLL_LAST_S: Final = 0.25
@@ -138,6 +139,27 @@ class Job:
         failed = f", {progress['failed']} failed" if progress["failed"] else ""
         total = "?" if progress["total"] is None else progress["total"]
         return f"<Job {record['name']} {record['state']} {progress['done']}/{total}{failed} ({self.id})>"
+
+
+class Duplicates(Job):
+    """A search for near-duplicates: a job, and what it found."""
+
+    def pairs(self) -> Iterator[dict[str, Any]]:
+        """Yield the pairs, best first, as ``{"a": _id, "b": _id, "score": …}``; read as they are asked for.
+
+        Raises
+        ------
+        JobFailedError, DeadlineError
+            As `wait`; it is waited for.
+        """
+        self.wait()
+        return PairStore(self._workspace.store.database).read(self.id)
+
+    @property
+    def least(self) -> float:
+        """What a pair had to score: `min_score`, or more where there were more pairs than the limit."""
+        run = PairStore(self._workspace.store.database).run(self.id)
+        return float(run.get("least", run["min_score"]))
 
 
 class Jobs(Mapping[str, Job]):

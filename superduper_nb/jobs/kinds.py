@@ -8,6 +8,7 @@ from typing import Any, Final, Protocol
 from pymongo.database import Database
 
 from superduper_nb.errors import InvalidInputError
+from superduper_nb.jobs.duplicates import DuplicatesWork
 from superduper_nb.jobs.outputs import Control, Outcome, Refresh
 from superduper_nb.jobs.training import TrainingWork
 from superduper_nb.jobs.watchers import Watcher
@@ -36,11 +37,12 @@ def _outputs(database: Database[Any], loader: Loader, job: Record) -> Work:
 
 KINDS: Final[dict[str, Callable[[Database[Any], Loader, Record], Work]]] = {
     "outputs": _outputs,
+    "duplicates": DuplicatesWork,
     "training": TrainingWork,
 }
 """For each kind, how its work is made of the database, its components and the job's record."""
 
-WHOLE: Final = frozenset({"training"})
+WHOLE: Final = frozenset({"duplicates", "training"})
 """Kinds whose work is one piece that lasts: a lost worker means another attempt, for which nobody else has to wait."""
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from superduper_nb.search.measures import Floats, Measure
 
-__all__ = ["blocked_pairs", "blocked_topk", "near_rows"]
+__all__ = ["BestPairs", "blocked_topk", "near_rows"]
 
 _QUERIES: Final = 256
 _ROWS: Final = 4096
@@ -68,31 +68,57 @@ def blocked_topk(
         yield start, found, scores
 
 
-def blocked_pairs(
-    vectors: Floats, min_score: float, measure: Measure, block: int = _QUERIES
-) -> Iterator[tuple[int, Rows, Rows, Floats]]:
-    """Find all pairs of rows that score at least `min_score`, some rows at a time.
+class BestPairs:
+    """The pairs of rows that score at least `min_score`, the best `limit` of them, while blocks of rows go by.
 
-    Yields
-    ------
-    start : int
-        The first row of the block.
-    first, second : arrays of shape (pairs,)
-        Rows, the first one the smaller; ordered by it.
-    scores : array of shape (pairs,), float64
+    Parameters
+    ----------
+    vectors : array of shape (rows, d), float32
+        Finite; under cosine, without zero vectors.
+    min_score : float
+    measure : Measure
+        A symmetric one.
+    limit : int
+        Pairs that are kept; beyond twice as many, the worst are let go and `least` rises.
+
+    Attributes
+    ----------
+    least : float
+        What a pair has to score now.
     """
-    norms = row_norms(vectors)
-    for start in range(0, len(vectors), block):
-        queries = vectors[start : start + block]
-        first, second, scores = [], [], []
-        for i, near in enumerate(_rows_above(queries, vectors[start:], norms[start:], min_score, measure)):
-            rows = near[near > i] + start
-            exact, _ = measure.exact(queries[i], vectors[rows])
-            keep = exact >= min_score
-            first.append(np.full(int(keep.sum()), start + i, dtype=np.intp))
-            second.append(rows[keep])
-            scores.append(exact[keep])
-        yield start, np.concatenate(first), np.concatenate(second), np.concatenate(scores)
+
+    def __init__(self, vectors: Floats, min_score: float, measure: Measure, limit: int) -> None:
+        self._vectors, self._norms, self._measure, self._limit = vectors, row_norms(vectors), measure, limit
+        self.least = min_score
+        self._kept: list[tuple[Rows, Rows, Floats]] = []
+        self._count = 0
+
+    def look(self, block: int = _QUERIES) -> Iterator[int]:
+        """Compare all rows with those behind them; yield how many are done, after each block."""
+        for start in range(0, len(self._vectors), block):
+            queries = self._vectors[start : start + block]
+            rest, norms = self._vectors[start:], self._norms[start:]
+            for i, near in enumerate(_rows_above(queries, rest, norms, self.least, self._measure)):
+                self._keep(start + i, near[near > i] + start)
+            if self._count > 2 * self._limit:
+                self._kept, self._count = [self.found()], self._limit
+                self.least = float(self._kept[0][2][-1])
+            yield start + len(queries)
+
+    def _keep(self, row: int, others: Rows) -> None:
+        scores, _ = self._measure.exact(self._vectors[row], self._vectors[others])
+        keep = scores >= self.least
+        if count := int(keep.sum()):
+            self._count += count
+            self._kept.append((np.full(count, row, dtype=np.intp), others[keep], scores[keep]))
+
+    def found(self) -> tuple[Rows, Rows, Floats]:
+        """Return the pairs so far, best first, ties by row: first rows, second rows (the larger), scores in float64."""
+        if not self._kept:
+            return np.empty(0, dtype=np.intp), np.empty(0, dtype=np.intp), np.empty(0)
+        first, second, scores = (np.concatenate(column) for column in zip(*self._kept, strict=True))
+        best = np.lexsort((second, first, -scores))[: self._limit]
+        return first[best], second[best], scores[best]
 
 
 def near_rows(

@@ -12,7 +12,17 @@ from bson import Timestamp
 from superduper_nb.documents.paths import check_path
 from superduper_nb.errors import InvalidInputError
 
-__all__ = ["MAX_EXAMPLES", "MAX_N", "MAX_QUERIES", "Like", "SearchReply", "SearchRequest"]
+__all__ = [
+    "MAX_EXAMPLES",
+    "MAX_N",
+    "MAX_QUERIES",
+    "MAX_RESULTS",
+    "Like",
+    "SearchReply",
+    "SearchRequest",
+    "check_n",
+    "check_range",
+]
 
 MAX_N: Final = 10_000
 MAX_QUERIES: Final = 1_000
@@ -89,7 +99,7 @@ class SearchRequest:
     after: Timestamp | None = None
 
     def __post_init__(self) -> None:
-        _check_n(self.n)
+        check_n(self.n)
         if sum(given is not None for given in (self.like, self.likes, self.vector, self.id)) != 1:
             raise InvalidInputError("Say near to what: exactly one of like={...}, likes=[...], vector=[...] or id=.")
         for name in ("like", "unlike"):
@@ -97,7 +107,7 @@ class SearchRequest:
                 _check_examples(name, getattr(self, name))
         if self.likes is not None:
             _check_batch(self.likes)
-        _check_range(self.min_score, self.max_score)
+        check_range(self.min_score, self.max_score)
         if not _is_number(self.diversity) or not 0 <= self.diversity <= 1:
             raise InvalidInputError(f"diversity={self.diversity!r:.80}: it must be a number from 0 to 1.")
         words: object = self.text
@@ -141,7 +151,8 @@ def _is_matrix(vector: Any) -> bool:
     return isinstance(vector, (list, tuple)) and bool(vector) and hasattr(vector[0], "__len__")
 
 
-def _check_n(n: object) -> None:
+def check_n(n: object) -> None:
+    """Raise `InvalidInputError` unless `n` is a number of results that may be asked for."""
     if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= MAX_N:
         raise InvalidInputError(f"n={n!r:.80}: it must be a whole number from 1 to {MAX_N}.")
 
@@ -171,7 +182,8 @@ def _is_like(value: Any) -> bool:
     return isinstance(value, Mapping) and bool(value)
 
 
-def _check_range(least: Any, most: Any) -> None:
+def check_range(least: Any, most: Any) -> None:
+    """Raise `InvalidInputError` unless these are numbers, and a range."""
     for name, score in (("min_score", least), ("max_score", most)):
         if score is not None and not _is_number(score):
             raise InvalidInputError(f"{name}={score!r:.80}: it must be a finite number.")

@@ -15,6 +15,7 @@ from pymongo.results import InsertManyResult
 
 import superduper_nb as sd
 from superduper_nb.errors import InvalidInputError, NotFoundError
+from superduper_nb.jobs.duplicates import DuplicatesWork
 
 ROWS = [
     {"_id": 0, "text": "warm red wool scarf", "price": 29},
@@ -317,3 +318,52 @@ def test_predict_is_the_model_applied_here(shop: sd.Collection[Any]) -> None:
     assert shop.predict("double", 4) == 8
     with pytest.raises(NotFoundError, match="double"):
         shop.predict("duble", 4)
+
+
+# --- measuring -----------------------------------------------------------------------------------------------------
+
+
+def test_evaluate(shop: sd.Collection[Any]) -> None:
+    queries = [({"text": "warm hat"}, BEST[:2]), ({"text": "warm hat"}, [BEST[2], 99]), ({"_id": 2}, {2, 99})]
+    found = shop.evaluate("meaning", queries, n=3)
+    gain = [1 / np.log2(2 + rank) for rank in range(6)]
+    assert [q["recall"] for q in found.queries] == [1, 0.5, 0.5]
+    assert [q["mrr"] for q in found.queries] == pytest.approx([1, 1 / 3, 1])
+    assert [q["ndcg"] for q in found.queries] == pytest.approx([1, gain[2] / sum(gain[:2]), 1 / sum(gain[:2])])
+    assert found.recall == pytest.approx(2 / 3)
+    assert found.to_pandas().shape == (3, 6)
+    assert "recall@3 0.667" in repr(found)
+    assert shop.evaluate("meaning", queries, n=3, filter={"price": -1}).ndcg == 0
+    for bad in ([], [({"text": "a"}, [])], [{"text": "a"}], ["ab"]):
+        with pytest.raises(InvalidInputError, match="queries="):
+            shop.evaluate("meaning", bad)  # type: ignore[arg-type]
+
+
+def test_find_duplicates(shop: sd.Collection[Any], other_client: sd.Client[Any]) -> None:
+    shop.insert_many([{"_id": "twin", "text": "wool hat"}, {"_id": "none"}, {"_id": "bad", "text": 5}])
+    job = shop.find_duplicates("meaning", min_score=0.3)
+    texts = {
+        row["_id"]: words(str(row["text"])).astype(np.float64) for row in [*ROWS, {"_id": "twin", "text": "wool hat"}]
+    }
+    unit = {id: vector / np.linalg.norm(vector) for id, vector in texts.items()}
+    keys = list(texts)
+    expected = {(a, b): float(unit[a] @ unit[b]) for i, a in enumerate(keys) for b in keys[i + 1 :]}
+    expected = {pair: score for pair, score in expected.items() if score >= 0.3}
+    found = list(job.pairs())
+    assert {(pair["a"], pair["b"]): pair["score"] for pair in found} == pytest.approx(expected)
+    assert [pair["score"] for pair in found] == sorted((pair["score"] for pair in found), reverse=True)
+    assert (found[0]["a"], found[0]["b"]) == (2, "twin")
+    assert job.progress == (7, 7, 0)
+    best = shop.find_duplicates("meaning", min_score=-1, limit=2)
+    assert [(p["a"], p["b"]) for p in best.pairs()] == [(p["a"], p["b"]) for p in found[:2]]
+    again = other_client[shop.database.name]["docs"].duplicates(job.id)
+    assert list(again.pairs()) == found
+    DuplicatesWork(shop._workspace.store.database, shop._workspace.loader, job.record).run([])  # as after a lost worker
+    assert list(again.pairs()) == found
+    for options in ({"min_score": "1"}, {"limit": 0}, {"limit": True}):
+        with pytest.raises(InvalidInputError):
+            shop.find_duplicates("meaning", **options)
+    with pytest.raises(NotFoundError):
+        shop.find_duplicates("nothing")
+    with pytest.raises(NotFoundError, match="two weeks"):
+        shop.duplicates("nothing")

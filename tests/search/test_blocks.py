@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from superduper_nb.search.blocks import blocked_pairs, blocked_topk
+from superduper_nb.search.blocks import BestPairs, blocked_topk
 from superduper_nb.search.measures import Measure
 
 
@@ -66,11 +66,17 @@ def test_neighbours_and_pairs(measure: str, kind: str) -> None:
         np.testing.assert_allclose(np.take_along_axis(truth, found, axis=1), wanted, rtol=1e-6)
         assert all(len(set(row)) == len(row) for row in found.tolist())
     least = float(np.quantile(truth[np.isfinite(truth)], 0.9))
-    blocked = list(blocked_pairs(vectors, least, measure_of(measure), block=128))
-    pairs = {pair for _, first, second, _ in blocked for pair in zip(first.tolist(), second.tolist(), strict=True)}
+    best = BestPairs(vectors, least, measure_of(measure), 10**6)
+    assert list(best.look(block=128)) == [128, 256, 300]
+    first, second, scores = best.found()
+    pairs = set(zip(first.tolist(), second.tolist(), strict=True))
     sure = np.argwhere(np.triu(truth > least + 1e-6 * abs(least), 1))
     possible = np.argwhere(np.triu(truth > least - 1e-6 * abs(least), 1))
     assert set(map(tuple, sure)) <= pairs <= set(map(tuple, possible))
+    few = BestPairs(vectors, least, measure_of(measure), 50)
+    assert list(few.look(block=32))[-1] == 300
+    assert few.least > least
+    assert [column.tolist() for column in few.found()] == [column[:50].tolist() for column in (first, second, scores)]
 
 
 @pytest.mark.parametrize("rows", [0, 1, 2])
@@ -80,4 +86,6 @@ def test_few_rows(rows: int) -> None:
     assert [neighbours.tolist() for _, neighbours, _ in found] == (
         [] if not rows else [[[]]] if rows == 1 else [[[1], [0]]]
     )
-    assert sum(len(first) for _, first, _, _ in blocked_pairs(vectors, 0.0, Measure("dot"))) == (rows == 2)
+    best = BestPairs(vectors, 0.0, Measure("dot"), 10)
+    assert list(best.look()) == ([rows] if rows else [])
+    assert len(best.found()[0]) == (rows == 2)
