@@ -1,0 +1,357 @@
+"""How quick finding is beyond one query at a time: batches, concurrent searches, the HTTP service.
+
+Run it with ``python benchmarks/finding.py [batch] [single] [refined] [http]``; faiss is a peer where it is installed.
+Each figure stands beside its yardstick, measured in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import bson
+import numpy as np
+from bson.binary import Binary
+from pymongo import MongoClient
+from search import embeddings, median_ms
+
+from superduper_nb.cluster.mongod import Mongod
+from superduper_nb.components import ComponentStore
+from superduper_nb.search import SearchEngine, SearchRequest
+from superduper_nb.search.index import VectorIndex
+from superduper_nb.search.measures import Measure
+
+SECONDS = 6.0
+CONNECTIONS = 16
+TOKEN = "benchmark"
+
+
+def queries_of(vectors: np.ndarray, count: int) -> np.ndarray:
+    """Make queries near vectors."""
+    random = np.random.default_rng(1)
+    near = vectors[random.integers(0, len(vectors), count)]
+    return np.asarray(near + 0.05 * random.standard_normal(near.shape), dtype=np.float32)
+
+
+def say(name: str, figure: float, unit: str, ratio: str = "") -> None:
+    """Print a line."""
+    print(f"{name:<52} {figure:10.2f} {unit:<6} {ratio}", flush=True)
+
+
+def filled(vectors: np.ndarray) -> VectorIndex:
+    """Return an index with its codes made."""
+    index = VectorIndex(Measure("cosine"))
+    index.put(range(len(vectors)), vectors)
+    index.settle()
+    return index
+
+
+# --- batches -------------------------------------------------------------------------------------------------------
+
+
+def batch(vectors: np.ndarray) -> None:
+    """Compare batches with faiss, a query's share of the time."""
+    index = filled(vectors)
+    flat = _faiss(vectors)
+    for count in (16, 256):
+        queries = queries_of(vectors, count)
+        many = list(queries)
+        peer = median_ms(lambda _: flat(queries), 5) / count if flat else float("nan")  # noqa: B023
+        exact = median_ms(lambda _: index.search_many(many, 10, exact=True), 5) / count  # noqa: B023
+        quick = median_ms(lambda _: index.search_many(many, 10), 5) / count  # noqa: B023
+        say(f"batch of {count}: faiss flat", peer, "ms", "yardstick")
+        say(f"batch of {count}: exact", exact, "ms", f"{exact / peer:.2f} of faiss")
+        say(f"batch of {count}: {index.kind}", quick, "ms", f"{quick / peer:.2f} of faiss")
+
+
+def _faiss(vectors: np.ndarray) -> Callable[[np.ndarray], Any] | None:
+    try:
+        import faiss
+    except ImportError:
+        return None
+    flat = faiss.IndexFlatIP(vectors.shape[1])
+    flat.add(vectors)
+    return lambda queries: flat.search(queries, 10)
+
+
+# --- concurrent single queries ---------------------------------------------------------------------------------------
+
+
+def single(vectors: np.ndarray) -> None:
+    """Search from several threads: throughput and latency of single queries, and what a batch of them would take."""
+    index = filled(vectors)
+    queries = list(queries_of(vectors, 256))
+    for exact in (False, True):
+        kind = "exact" if exact else index.kind
+        many = median_ms(lambda _: index.search_many(queries[:16], 10, exact=exact), 9)  # noqa: B023
+        say(f"{kind}: 16 queries as one batch", many, "ms")
+        for threads in (1, 2, 4, 16):
+            rate, latency = _threads(lambda i: index.search(queries[i % 256], 10, exact=exact), threads)  # noqa: B023
+            say(f"{kind}: {threads} threads of single queries", rate, "/s", f"median {latency:.2f} ms")
+
+
+def _threads(step: Callable[[int], Any], threads: int, seconds: float = SECONDS / 3) -> tuple[float, float]:
+    """Return steps a second, and the median time of one."""
+    taken: list[float] = []
+    end = time.perf_counter() + seconds
+
+    def run(offset: int) -> None:
+        i = offset
+        while (begin := time.perf_counter()) < end:
+            step(i)
+            taken.append(time.perf_counter() - begin)
+            i += threads
+
+    workers = [threading.Thread(target=run, args=(i,)) for i in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return len(taken) / seconds, float(np.median(taken)) * 1000
+
+
+# --- the service -----------------------------------------------------------------------------------------------------
+
+
+def passing(x: Any) -> Any:
+    """Return the input."""
+    return x
+
+
+def fill(uri: str, vectors: np.ndarray) -> None:
+    """Write documents whose outputs have been computed, and register their index."""
+    database = MongoClient[dict[str, Any]](uri)["bench"]
+    store = ComponentStore(database)
+    model, _ = store.put(
+        "model", "m", {"type": "vector", "batch_size": None, "device": "auto"}, obj={"object": passing}
+    )
+    definition = {"models": ["m"], "keys": ["x"], "measure": "cosine", "filter": {}}
+    store.put("semantic_index", "near", definition, collection="docs")
+    token = {"outputs": {"m/x": {"v": model.version, "h": b"h"}}}
+    words = ["red", "wool", "warm", "scarf", "straw", "hat"]
+    random = np.random.default_rng(2)
+    for start in range(0, len(vectors), 5000):
+        part = vectors[start : start + 5000]
+        rows = [
+            {
+                "_id": start + i,
+                "text": " ".join(random.choice(words, 3)),
+                "author": int(random.integers(5000)),
+                "p": float(random.random()),
+                "_outputs": {"x": {"m": Binary(b"\x27\x00" + row.tobytes(), 9)}},
+                "_sddb": token,
+            }
+            for i, row in enumerate(part)
+        ]
+        database["docs"].insert_many(rows, ordered=False)
+    database["docs"].create_index([("text", "text")])
+    database["docs"].create_index("p")
+
+
+@contextlib.contextmanager
+def engine_of(uri: str, settled: int) -> Iterator[SearchEngine]:
+    """Yield an engine that has loaded the index, codes and all."""
+    engine = SearchEngine(MongoClient(uri), lambda *_: [], lambda *_: 0)
+    try:
+        _settle(lambda: engine.describe("bench", "docs", "near"), settled)
+        yield engine
+    finally:
+        engine.close()
+
+
+def _settle(describe: Callable[[], dict[str, Any]], size: int) -> None:
+    state: dict[str, Any] = {}
+    while state.get("size") != size or state.get("kind") == "exact":
+        time.sleep(0.5)
+        state = describe()
+
+
+def refined(uri: str, vectors: np.ndarray) -> None:
+    """Measure each option beside the plain search."""
+    queries = queries_of(vectors, 40)
+    options: list[dict[str, Any]] = [
+        {},
+        {"max_score": 0.9},
+        {"diversity": 0.5},
+        {"group_by": "author"},
+        {"text": "red wool"},
+        {"filter": {"p": {"$lt": 0.1}}},
+        {"filter": {"p": {"$lt": 0.1}}, "group_by": "author"},
+    ]
+    with engine_of(uri, len(vectors)) as engine:
+        plain = 0.0
+        for option in options:
+            took = median_ms(lambda i: engine.search(_request(queries[i % 40], **option)), 15)  # noqa: B023
+            plain = plain or took
+            say(f"search({', '.join(map(str, option)) or 'nothing more'})", took, "ms", f"{took / plain:.1f} x plain")
+
+
+def _request(vector: Any, **options: Any) -> SearchRequest:
+    return SearchRequest(database="bench", collection="docs", vector=vector, **options)
+
+
+def http(uri: str, vectors: np.ndarray) -> None:
+    """Compare 16 connections to the server with 16 threads of the engine; look how others fare meanwhile."""
+    queries = queries_of(vectors, 256)
+    with engine_of(uri, len(vectors)) as engine:
+        alone = median_ms(lambda i: engine.search(_request(queries[i])), 200)
+        rate, latency = _threads(lambda i: engine.search(_request(queries[i % 256])), CONNECTIONS, SECONDS)
+    say("engine, one thread", alone, "ms", "yardstick")
+    say(f"engine, {CONNECTIONS} threads", rate, "/s", f"median {latency:.2f} ms, yardstick")
+    with tempfile.TemporaryDirectory() as home, server(Path(home), uri) as url:
+        call = Caller(url)
+        _settle(lambda: call.json("GET", "superduper/api/v1/indexes/bench/docs/near"), len(vectors))
+        bodies = [_body(query) for query in queries]
+        requests = [call.request("POST", "superduper/api/v1/search", body) for body in bodies]
+        idle = probed(url, 2.0)
+        took, _ = asyncio.run(load(call, requests, 1, 3.0))
+        one = float(np.median(took)) * 1000
+        say("POST search, one connection", one, "ms", f"{one - alone:+.2f} ms beside the engine")
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            others = pool.apply_async(probed, (url, SECONDS))
+            took, seconds = asyncio.run(load(call, requests, CONNECTIONS, SECONDS))
+            busy = others.get()
+        through = len(took) / seconds
+        say(f"POST search, {CONNECTIONS} connections", through, "/s", f"{through / rate:.2f} of the engine")
+        say("  p99", float(np.percentile(took, 99)) * 1000, "ms")
+        say("another handler, idle: p99", float(np.percentile(idle, 99)), "ms")
+        say("another handler, meanwhile: p99", float(np.percentile(busy, 99)), "ms", f"median {np.median(busy):.2f}")
+
+
+def _body(query: np.ndarray) -> bytes:
+    vector = Binary(b"\x27\x00" + query.tobytes(), 9)
+    return bson.encode({"database": "bench", "collection": "docs", "vector": vector})
+
+
+class Caller:
+    """Makes requests as bytes: a client that costs next to nothing, for there are only so many cores."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self.host, self.port, self._base = parts.hostname or "", parts.port or 80, parts.path
+
+    def request(self, verb: str, path: str, body: bytes = b"", kind: str = "application/bson") -> bytes:
+        """Return a request as it is sent."""
+        head = f"{verb} {self._base}{path} HTTP/1.1\r\nHost: {self.host}\r\nAuthorization: token {TOKEN}\r\n"
+        head += f"Content-Type: {kind}\r\nAccept: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
+        return head.encode() + body
+
+    async def send(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> bytes:
+        """Send a request and return the body of the answer."""
+        writer.write(request)
+        head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+        assert " 200 " in head.splitlines()[0], head
+        return await reader.readexactly(int(head.partition("content-length: ")[2].split("\r\n")[0]))
+
+    def json(self, verb: str, path: str) -> dict[str, Any]:
+        """Ask once."""
+
+        async def once() -> bytes:
+            reader, writer = await asyncio.open_connection(self.host, self.port)
+            answer = await self.send(reader, writer, self.request(verb, path, kind="application/json"))
+            writer.close()
+            return answer
+
+        return dict(json.loads(asyncio.run(once())))
+
+
+async def load(call: Caller, requests: list[bytes], connections: int, seconds: float) -> tuple[list[float], float]:
+    """Send requests over so many connections at a time; return how long each took, and all."""
+    taken: list[float] = []
+    begin = time.perf_counter()
+
+    async def one(offset: int) -> None:
+        reader, writer = await asyncio.open_connection(call.host, call.port)
+        i = offset
+        while (sent := time.perf_counter()) < begin + seconds:
+            await call.send(reader, writer, requests[i % len(requests)])
+            taken.append(time.perf_counter() - sent)
+            i += connections
+        writer.close()
+
+    await asyncio.gather(*map(one, range(connections)))
+    return taken, time.perf_counter() - begin
+
+
+def probed(url: str, seconds: float) -> list[float]:
+    """Ask Jupyter's own ``api/status`` a hundred times a second; return how long each took, in ms."""
+    call = Caller(url)
+
+    async def probe() -> list[float]:
+        reader, writer = await asyncio.open_connection(call.host, call.port)
+        request = call.request("GET", "api/status", kind="application/json")
+        taken, end = [], time.perf_counter() + seconds
+        while (begin := time.perf_counter()) < end:
+            await call.send(reader, writer, request)
+            taken.append((time.perf_counter() - begin) * 1000)
+            await asyncio.sleep(0.01)
+        writer.close()
+        return taken
+
+    return asyncio.run(probe())
+
+
+@contextlib.contextmanager
+def server(home: Path, uri: str) -> Iterator[str]:
+    """Run a notebook server of its own, and yield its URL."""
+    environment = {**os.environ, "SUPERDUPER_MONGODB__URI": uri}
+    environment |= {f"JUPYTER_{kind.upper()}_DIR": str(home / kind) for kind in ("runtime", "config")}
+    (home / "config").mkdir()
+    enabled = {"ServerApp": {"jpserver_extensions": {"superduper_nb": True}}}
+    (home / "config" / "jupyter_server_config.json").write_text(json.dumps(enabled))
+    options = ["--port=0", "--no-browser", "--allow-root", f"--IdentityProvider.token={TOKEN}", "--ip=127.0.0.1"]
+    command = [sys.executable, "-m", "jupyter", "server", *options, f"--notebook-dir={home}"]
+    with (home / "log").open("wb") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=home)
+        try:
+            said: Path | None = None
+            while said is None or not said.exists():
+                assert process.poll() is None, (home / "log").read_text()
+                time.sleep(0.2)
+                said = home / "runtime" / f"jpserver-{process.pid}.json"
+            time.sleep(0.5)
+            url = str(json.loads(said.read_text())["url"])
+            while Caller(url).json("GET", "superduper/api/v1/status")["state"] != "ready":
+                time.sleep(0.5)
+            yield url
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", choices=["batch", "single", "refined", "http"], default=[])
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--dimension", type=int, default=384)
+    options = parser.parse_args()
+    parts = options.parts or ["batch", "single", "refined", "http"]
+    vectors = embeddings(options.rows, options.dimension)
+    print(f"{options.rows:,} x {options.dimension}")
+    for part in [batch, single]:
+        if part.__name__ in parts:
+            part(vectors)
+    if {"refined", "http"} & set(parts):
+        with tempfile.TemporaryDirectory() as folder, Mongod.attach(Path(folder), cache_gb=1.0) as mongod:
+            fill(mongod.uri, vectors)
+            for served in [refined, http]:
+                if served.__name__ in parts:
+                    served(mongod.uri, vectors)
+
+
+if __name__ == "__main__":
+    main()
