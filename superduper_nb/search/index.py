@@ -22,8 +22,8 @@ _FIRST_CAPACITY: Final = 1024
 _DEAD_SHARE: Final = 0.25
 
 _GATHER_SHARE: Final = 0.25
-_MANY: Final = 8
-"""From so many queries on, one product of matrices is quicker than one of a vector for each."""
+_MANY: Final = 2
+"""From so many queries on, a product of matrices is quicker than one product for each."""
 
 _SCAN_FROM: Final = 4_000_000
 """Numbers (rows x dimension) from which a scan of codes is worth it: below, the exact one takes a millisecond."""
