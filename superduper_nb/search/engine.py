@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,6 +30,7 @@ from superduper_nb.search.refine import Groups
 from superduper_nb.search.shelf import Shelf
 from superduper_nb.search.stages import Stages
 from superduper_nb.search.text import by_words
+from superduper_nb.search.together import Together
 from superduper_nb.search.values import SearchReply, SearchRequest
 
 __all__ = ["SearchEngine"]
@@ -69,6 +71,8 @@ class SearchEngine:
         self._client, self._encode, self._pending, self._snapshots = client, encode, pending, snapshots
         self._lock = threading.Lock()
         self._known: dict[str, Loader] = {}
+        self._looks: dict[str, Together[None, None]] = {}
+        """Whether something new is registered: asked once for all searches that came meanwhile."""
         self._shelf = Shelf()
         self._hints = Hints()
         self._counted: dict[tuple[str, str, str], tuple[Timestamp | None, float, int]] = {}
@@ -162,10 +166,11 @@ class SearchEngine:
         with self._lock:
             if database not in self._known:
                 opened = _opened(self._client, database)
-                self._known[database] = Loader(opened, CachedStore(opened))
-            loader = self._known[database]
-        assert isinstance(loader.store, CachedStore)
-        loader.store.refresh()
+                store = CachedStore(opened)
+                self._known[database] = Loader(opened, store)
+                self._looks[database] = Together(partial(_look, store), 1)
+            loader, look = self._known[database], self._looks[database]
+        look.ask(None)
         return loader
 
     def _live_index(self, database: str, component: Component, after: Timestamp | None = None) -> LiveIndex:
@@ -224,6 +229,11 @@ class SearchEngine:
             return self._encode(database, model, inputs, of)
 
         return QueryVectors(component, version, index, self._known[database].codec(), encode)
+
+
+def _look(store: CachedStore, asked: Sequence[None]) -> Sequence[None]:
+    store.refresh()
+    return asked
 
 
 def _opened(client: MongoClient[dict[str, Any]], name: str) -> Database[dict[str, Any]]:
