@@ -172,7 +172,7 @@ class Collection(FindingCollection[_DocumentType]):
         splitter : str, optional
             A registered one, ``document -> (query part, document part)``: for a single pair, whose model takes both.
         validation_sets : sequence of str
-            What to measure on, besides the fold ``"valid"``.
+            For a later version: so far it is measured on the fold ``"valid"``.
         training : Training, optional
             How to train.
 
@@ -250,7 +250,7 @@ class Collection(FindingCollection[_DocumentType]):
         features : mapping of str to str, optional
             ``{key: model}``: the output of that model on that key in the place of the raw value.
         validation_sets : sequence of str
-            What to measure on, besides the fold ``"valid"``.
+            For a later version: so far it is measured on the fold ``"valid"``.
         training : Training, optional
             How to train.
 

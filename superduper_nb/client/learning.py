@@ -117,6 +117,8 @@ def trained_as(
     loss: str | None, metrics: Sequence[str], validation_sets: Sequence[str], training: Training
 ) -> dict[str, Any]:
     """Return the part of a definition that says how something is trained."""
+    if validation_sets:
+        raise InvalidInputError("validation_sets= is for a later version: training is measured on the fold 'valid'.")
     return {
         "loss": loss,
         "metrics": list(metrics),

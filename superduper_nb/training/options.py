@@ -59,8 +59,6 @@ class Training:
         ``{model: False}`` freezes a model.
     class_weights : mapping, "balanced" or None
         ``{label: weight}`` in a classification's loss; "balanced": against the frequencies.
-    num_workers : int, default 0
-        Processes that read and preprocess documents beside the training.
     cache_mb : int, default 256
         Prepared documents kept from epoch to epoch, so that a small set is read once. 0 where `preprocess` draws at
         random (augmentation).
@@ -92,7 +90,6 @@ class Training:
     device: str = "auto"
     use_grads: Mapping[str, bool] = field(default_factory=dict)
     class_weights: Mapping[Any, float] | str | None = None
-    num_workers: int = 0
     cache_mb: int = 256
     checkpoint_every_s: float = 60.0
     processes: int = 1
@@ -101,7 +98,7 @@ class Training:
     def __post_init__(self) -> None:
         for name in ("batch_size", "grad_accumulation", "processes"):
             self._number(name, int, 1)
-        for name in ("seed", "num_workers", "cache_mb", "warmup_steps"):
+        for name in ("seed", "cache_mb", "warmup_steps"):
             self._number(name, int, 0)
         for name in ("max_steps", "epochs", "validate_every", "early_stopping"):
             self._number(name, int, 1, optional=True)

@@ -11,6 +11,8 @@ from pymongo.errors import AutoReconnect
 from superduper_nb.cluster.dask import PoolLostError, WorkerLostError
 from superduper_nb.jobs import NewJob
 from superduper_nb.jobs.dispatcher import Dispatcher
+from superduper_nb.jobs.kinds import KINDS
+from superduper_nb.jobs.outputs import Outcome
 
 pytestmark = pytest.mark.usefixtures("worker_here")
 
@@ -278,3 +280,35 @@ def test_what_a_model_prints_without_end_is_bounded(world: World) -> None:
     size = world.database.command("collStats", "_sddb.logs")["size"]
     assert 0 < size < 10_000 * 2500
     assert any("left out" in line["text"] for line in world.store.logs(jobs["m/x"], since=900))
+
+
+def test_work_that_is_one_piece_is_tried_again_beside_the_others(
+    world: World, watcher: Any, dispatch: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Training:
+        def __init__(self, *of: Any) -> None:
+            pass
+
+        def run(self, ids: Any, control: Any) -> Outcome:
+            return Outcome(7)
+
+    monkeypatch.setitem(KINDS, "training", Training)
+    pool = ThreadPool(4)
+    losses = iter([WorkerLostError("killed")] * 3)
+    pool.lose = lambda ids: next(losses, None) if ids == ["run"] else None
+    dispatcher = dispatch(pool)
+
+    def train() -> str:
+        job = NewJob("training", "train x", "docs", "x", {"ids": ["run"]}, 9)
+        world.store.create([job])
+        dispatcher.notify(world.database.name)
+        return job.id
+
+    record = world.ended(train())
+    assert (record["state"], record["progress"]["done"], record["failures"]["count"]) == ("succeeded", 7, 0)
+    losses = iter([WorkerLostError("killed")] * 5)
+    record = world.ended(train())
+    assert record["state"] == "failed"
+    assert "5 workers died" in record["error"]["message"]
+    jobs = world.insert(rows(20))
+    assert world.ended(jobs["m/x"])["state"] == "succeeded"
