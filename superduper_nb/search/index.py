@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ from superduper_nb.search.ids import id_key, id_keys, packed_ids, packed_keys, s
 from superduper_nb.search.measures import Floats, Measure
 from superduper_nb.search.rows import Rows, View
 from superduper_nb.search.scan import CALIBRATED_N, Segment, Slots, calibrated, encoder
-from superduper_nb.search.together import Together
 
 __all__ = ["Hits", "VectorIndex"]
 
@@ -24,8 +22,6 @@ _FIRST_CAPACITY: Final = 1024
 _DEAD_SHARE: Final = 0.25
 
 _GATHER_SHARE: Final = 0.25
-_SHARED_N: Final = 100
-"""Searches for more go alone: they would keep those waiting that go with them."""
 
 _SCAN_FROM: Final = 4_000_000
 """Numbers (rows x dimension) from which a scan of codes is worth it: below, the exact one takes a millisecond."""
@@ -70,7 +66,6 @@ class VectorIndex:
         self._rows: Rows | None = None
         self._slots: dict[Any, int] = {}
         self._encode = encoder(measure)
-        self._together: Together[tuple[Floats, int], Hits] = Together(self._all, os.cpu_count() or 1)
         self._builder: threading.Thread | None = None
 
     @classmethod
@@ -245,9 +240,23 @@ class VectorIndex:
     def search_many(self, queries: Sequence[Floats], n: int, *, exact: bool = False) -> list[Hits]:
         """Return the `n` nearest of each query: by codes where that is quicker, else by products of matrices."""
         view = self.view()
-        found = [None if exact or view is None else self._scan(view, query, n) for query in queries]
-        left = iter(self._all([(query, n) for query, hits in zip(queries, found, strict=True) if hits is None]))
-        return [next(left) if hits is None else hits for hits in found]
+        if view is None:
+            return [_EMPTY] * len(queries)
+        found = [None if exact else self._scan(view, query, n) for query in queries]
+        left = [query for query, hits in zip(queries, found, strict=True) if hits is None]
+        rest = iter(self._products(view, left, n))
+        return [next(rest) if hits is None else hits for hits in found]
+
+    def _products(self, view: View, queries: Sequence[Floats], n: int) -> list[Hits]:
+        """Score every row for each query, by products of matrices."""
+        if not queries:
+            return []
+        rows, count = view.rows, view.count
+        near = near_rows(np.stack(queries), rows.vectors[:count], rows.norms[:count], n, self.measure, view.alive)
+        return [
+            self._ranked(rows, slots, query, n, "exact", view.living)
+            for slots, query in zip(near, queries, strict=True)
+        ]
 
     def search(self, query: Floats, n: int, *, among: Sequence[Any] | None = None, exact: bool = False) -> Hits:
         """Return the `n` nearest, of all or `among` some identifiers.
@@ -271,24 +280,7 @@ class VectorIndex:
             return self._among(view, np.unique(np.array(subset, dtype=np.intp)), query, n)
         if not exact and (found := self._scan(view, query, n)) is not None:
             return found
-        # Alone each would read all vectors; those that come at the same time share that.
-        return self._together.ask((query, n)) if n <= _SHARED_N else self._all([(query, n)])[0]
-
-    def _all(self, asked: Sequence[tuple[Floats, int]]) -> list[Hits]:
-        """Score every row for each query and its `n`."""
-        view = self.view()
-        if view is None or not asked:
-            return [_EMPTY] * len(asked)
-        if len(asked) == 1:
-            living = None if view.alive is None else np.flatnonzero(view.alive)
-            return [self._among(view, living, *asked[0])]
-        rows, most = view.rows, max(n for _, n in asked)
-        block, vectors, norms = np.stack([query for query, _ in asked]), rows.vectors[: view.count], rows.norms
-        near = near_rows(block, vectors, norms[: view.count], most, self.measure, view.alive)
-        return [
-            self._ranked(rows, slots, query, n, "exact", view.living)
-            for slots, (query, n) in zip(near, asked, strict=True)
-        ]
+        return self._among(view, None if view.alive is None else np.flatnonzero(view.alive), query, n)
 
     def view(self) -> View | None:
         """Return what there is now, for as long as it is wanted; None of an empty one."""

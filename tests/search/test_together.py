@@ -5,13 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
-import numpy as np
 import pytest
 
-from superduper_nb.search.index import VectorIndex
-from superduper_nb.search.measures import Measure
 from superduper_nb.search.together import Together
 
 
@@ -41,21 +37,3 @@ def test_whoever_comes_meanwhile_goes_with_the_next_round() -> None:
             pool.submit(together.ask, 13).result(30)
         assert pool.submit(together.ask, 4).result(30) == 8  # the place is free again
     assert together._free == 1
-
-
-def test_searches_at_the_same_time_answer_as_alone() -> None:
-    random = np.random.default_rng(0)
-    vectors = random.standard_normal((5000, 32)).astype(np.float32)
-    index = VectorIndex(Measure("l2"))
-    index.put(range(5000), vectors)
-    queries = random.standard_normal((200, 32)).astype(np.float32)
-    index.remove(range(100))
-    alone = [index.search(query, 1 + i % 20) for i, query in enumerate(queries)]
-
-    def search(i: int) -> Any:
-        return index.search(queries[i], 1 + i % 20)
-
-    with ThreadPoolExecutor(16) as pool:
-        for found, expected in zip(pool.map(search, range(200)), alone, strict=True):
-            assert found.ids == expected.ids
-            assert found.scores.tolist() == expected.scores.tolist()

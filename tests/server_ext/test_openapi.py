@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -10,6 +11,8 @@ import pytest
 
 from superduper_nb.server_ext.openapi import document
 from superduper_nb.server_ext.routes import API, ROUTES
+from superduper_nb.server_ext.schemas import SearchBody, check
+from superduper_nb.server_ext.wire import load
 
 VERBS = {"get", "post", "put", "patch", "delete"}
 
@@ -70,3 +73,12 @@ async def test_real_answers_match_it(running: Any, ask: Any, described: dict[str
                 jsonschema.validate(answer.body, {**schema, "components": described["components"]})
     error = (await ask("GET", "jobs/nope", params={"db": "shop"})).body
     jsonschema.validate(error, {"$ref": "#/components/schemas/ErrorReply", "components": described["components"]})
+
+
+def test_the_examples_for_curl_are_requests() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "finding.md").read_text()
+    bodies = re.findall(r"curl .*? -d '(.*?)'", text, re.DOTALL)
+    assert len(bodies) == 2
+    for body in bodies:
+        asked = check(SearchBody, load(body.encode(), "application/x-www-form-urlencoded"))
+        assert asked.database == "shop"
