@@ -388,6 +388,10 @@ class JobStore:
             kept[-1] |= {"text": f"… no more is kept than {LOG_LINES} lines of a job", "stream": "note"}
         self._logs.insert_many(kept)
 
+    def note(self, id: str, text: str) -> None:
+        """Let a job say something of itself, in a line."""
+        self._jobs.update_one({"_id": id}, {"$set": {"note": text}})
+
     def _owned(self, id: str, owner: str, change: dict[str, Any]) -> bool:
         result = self._jobs.update_one({"_id": id, "owner": owner, "state": "running"}, [{"$set": change}])
         return result.matched_count == 1

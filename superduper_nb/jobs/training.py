@@ -40,8 +40,9 @@ class TrainingWork:
 
         control = control or Control()
         run = Run(self._database, self._loader, self._job["_id"])
-        trained = run.train(control)
-        state = JobStore(self._database).get(self._job["_id"])["state"]
+        jobs = JobStore(self._database)
+        trained = run.train(control, lambda text: jobs.note(self._job["_id"], text))
+        state = jobs.get(self._job["_id"])["state"]
         if control.stopped() and state != "cancelled":
             return Outcome(trained.result.step)  # another has taken over, and stores what is to be stored
         trained = run.store(trained)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -16,10 +16,12 @@ from superduper_nb.components import Component, artifacts
 from superduper_nb.components.store import plain_database
 from superduper_nb.training.loop import Result
 
-__all__ = ["HISTORY", "RUNS", "RunRecorder", "RunStore"]
+__all__ = ["HISTORY", "RUNS", "RunRecorder", "RunStore", "sketch"]
 
 RUNS: Final = "_sddb.runs"
 HISTORY: Final = "_sddb.history"
+_WIDTH: Final = 20
+_LEVELS: Final = "▁▂▃▄▅▆▇█"
 _WRITE_EVERY_S: Final = 0.5
 _KEEP: Final = 100
 """So many runs of one task are kept, with their histories."""
@@ -147,10 +149,14 @@ class RunRecorder:
         Of its database.
     id : str
         The run's.
+    told : callable
+        Hears, now and then, the curve of the loss and the last values, in a line.
     """
 
-    def __init__(self, store: RunStore, id: str) -> None:
-        self._store, self._id = store, id
+    def __init__(self, store: RunStore, id: str, told: Callable[[str], None]) -> None:
+        self._store, self._id, self._told = store, id, told
+        self._curve: list[float] = []
+        self._values: dict[str, float] = {}
         self._points: list[UpdateOne] = []
         self._last: dict[str, Any] = {}
         self._written = time.monotonic()
@@ -160,6 +166,8 @@ class RunRecorder:
         found = {name: value for name, value in values.items() if not math.isnan(value)}
         change = {f"values.{_field(name)}": value for name, value in found.items()}
         point = {"epoch": epoch, "time": datetime.now(UTC), **change}
+        self._values |= found
+        self._curve += [found["loss"]] if "loss" in found else []
         self._points.append(UpdateOne({"run": self._id, "step": step}, {"$set": point}, upsert=True))
         self._last |= {"step": step, "epoch": epoch, **{f"last.{_field(k)}": v for k, v in found.items()}}
         if time.monotonic() - self._written > _WRITE_EVERY_S:
@@ -169,12 +177,28 @@ class RunRecorder:
         """Write what was kept: a quick loop has more to say than MongoDB should be told one by one."""
         if self._points:
             self._store.add_points(self._id, self._points, self._last)
+            results = [f"{name} {value:.4g}" for name, value in self._values.items()]
+            self._told(" · ".join([sketch(self._curve), *results] if self._curve else results))
         self._points, self._last, self._written = [], {}, time.monotonic()
 
     def checkpoint(self, state: dict[str, Any]) -> None:
         """Keep the state from which the run goes on."""
         self.flush()
         self._store.save_checkpoint(self._id, state)
+
+
+def sketch(values: Sequence[float]) -> str:
+    """Draw a curve in twenty characters.
+
+    Examples
+    --------
+    >>> sketch([4.0, 3.0, 2.0, 1.0])
+    '█▆▃▁'
+    """
+    size = -(-len(values) // _WIDTH)
+    means = [sum(part) / len(part) for part in (values[at : at + size] for at in range(0, len(values), size))]
+    low, high = min(means), max(means)
+    return "".join(_LEVELS[round((mean - low) / ((high - low) or 1.0) * 7)] for mean in means)
 
 
 def named(values: Mapping[str, float]) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -82,8 +82,8 @@ class Run:
         self._upstream = {key: loader.store.get("model", model).version for key, model in self._features.items()}
         self._codec = loader.codec()
 
-    def train(self, onlooker: Onlooker) -> Trained:
-        """Train, or go on with it; nothing is stored yet.
+    def train(self, onlooker: Onlooker, told: Callable[[str], None]) -> Trained:
+        """Train, or go on with it; nothing is stored yet. `told` hears now and then, in a line, how it goes.
 
         Raises
         ------
@@ -96,7 +96,7 @@ class Run:
         validation = {name: self._samples(trainer, documents) for name, documents in self._validation().items()}
         if not len(validation["valid"].documents):
             print("The fold 'valid' is empty: the training loss says which weights are best.")
-        recorder = RunRecorder(self._runs, self.id)
+        recorder = RunRecorder(self._runs, self.id, told)
         self._runs.update(self.id, total=total, documents=len(train.documents))
         self._trainer = trainer
         if isinstance(trainer, ImputationTrainer) and is_estimator(trainer.sides[0].module):

@@ -39,6 +39,8 @@ class JobState:
         Why it failed; empty where it did not.
     rate, eta : float
         Documents in a second, and seconds to go (0: unknown).
+    note : str
+        What it says of itself: the curve of a training's loss and its last results.
     """
 
     id: str
@@ -50,6 +52,7 @@ class JobState:
     error: str = ""
     rate: float = 0.0
     eta: float = 0.0
+    note: str = ""
 
     @property
     def mood(self) -> Mood:
@@ -91,7 +94,8 @@ def _state(record: Mapping[str, Any]) -> JobState:
     done, total, failed = (int(numbers.get(name) or 0) for name in ("done", "total", "failed"))
     rate, eta = (float(numbers.get(name) or 0.0) for name in ("rate", "eta"))
     name, id = visible(shorten(str(record["name"]), 80)), visible(str(record["_id"]))
-    return JobState(id, name, str(record["state"]), done, total, failed, _reason(record.get("error")), rate, eta)
+    error, note = _reason(record.get("error")), visible(shorten(str(record.get("note") or ""), 200))
+    return JobState(id, name, str(record["state"]), done, total, failed, error, rate, eta, note)
 
 
 def _reason(error: Mapping[str, Any] | None) -> str:
@@ -110,6 +114,7 @@ def job_row(record: Mapping[str, Any]) -> dict[str, Any]:
         "created": record.get("created"),
         "error": _reason(record.get("error")),
         "id": record["_id"],
+        **({"note": record["note"]} if record.get("note") else {}),
     }
 
 
@@ -126,7 +131,16 @@ def jobs_text(states: Sequence[JobState], *, seconds: float = 0.0) -> str:
     lines = [
         "  ".join(
             part
-            for part in (f"{job.mark} {job.state:<9}", job.name, job.count, job.speed, clock, job.error, job.id)
+            for part in (
+                f"{job.mark} {job.state:<9}",
+                job.name,
+                job.count,
+                job.speed,
+                clock,
+                job.note,
+                job.error,
+                job.id,
+            )
             if part
         )
         for job in states[:MOST_JOBS]

@@ -14,6 +14,7 @@ from training_models import DIGITS, bag, net, pixels
 import superduper_nb as sd
 from superduper_nb.errors import ConflictError, InvalidInputError, JobFailedError, NotFoundError
 from superduper_nb.models import Predictor
+from superduper_nb.widgets.jobs import jobs_html, jobs_text, snapshot
 
 Docs = sd.Collection[dict[str, Any]]
 QUICK = sd.Training(epochs=8, batch_size=32, lr=1e-2)
@@ -35,6 +36,11 @@ def test_an_imputation_learns_and_fills_the_missing_labels(digits: Docs, digit_r
     assert curve(digits, "valid.accuracy")[-1] > 0.85
     runs = digits.imputations["digit"].runs
     assert runs["state"].tolist() == ["succeeded"]
+    # Seen where jobs are seen: a curve that falls, and the last results.
+    shown = jobs_text(snapshot([jobs["train digit"].record]))
+    assert f"valid.accuracy {curve(digits, 'valid.accuracy')[-1]:.4g}" in shown
+    assert shown.index("█") < shown.index("▁")
+    assert "valid.accuracy" in jobs_html(snapshot([jobs["train digit"].record]))
     assert runs["best"].iloc[0] == min(curve(digits))
     assert runs["valid.f1"].iloc[0] > 0.8
     assert digits.imputations["digit"]["target_key"] == "label"
