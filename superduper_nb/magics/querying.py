@@ -10,6 +10,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from superduper_nb.errors import InvalidInputError
+from superduper_nb.magics.body import parse
 from superduper_nb.magics.call import Call
 from superduper_nb.magics.command import Command
 from superduper_nb.magics.line import Parser
@@ -20,7 +21,10 @@ from superduper_nb.widgets.results import Document, Facts, Result
 if TYPE_CHECKING:
     from superduper_nb.client import Collection
 
-__all__ = ["COMMANDS", "aggregate", "count", "distinct", "find", "find_one", "form_options"]
+__all__ = [
+    *("COMMANDS", "aggregate", "count", "distinct", "fields_argument", "find", "find_one", "form_options"),
+    *("ranking_options", "search_words", "sort_argument", "whole_argument"),
+]
 
 PAGE: Final = 20
 """Documents of a find without ``-n``, as in mongosh."""
@@ -33,7 +37,7 @@ COUNT_MS: Final = 500
 def find(call: Call) -> Any:
     """Find documents by the filter in the body; with ``$like`` in it, by meaning."""
     filter = _filter(call)
-    options = _options(filter, call.args)
+    options = _options(filter, call)
     if call.args.explain:
         return Document(call.collection.find(filter, **options).explain())
     started = time.perf_counter()
@@ -41,7 +45,7 @@ def find(call: Call) -> Any:
     one_more = {"limit": limit + 1} if limit else {}  # tells whether there are more
     cursor = call.collection.find(filter, **options | one_more)
     documents = list(cursor)
-    facts = Facts(query=_query(call, "find", options), source=call.source)
+    facts = Facts(query=_query(call, "find", options), source=call.source, words=search_words(filter, options))
     if (reply := cursor.reply) is not None:
         searched = {name: getattr(reply, name) for name in ("index", "strategy", "candidates", "pending")}
         facts = replace(facts, **searched)
@@ -53,7 +57,7 @@ def find(call: Call) -> Any:
 def find_one(call: Call) -> Document | None:
     """Find the first document that the filter in the body matches, or the nearest."""
     filter = _filter(call)
-    document = call.collection.find_one(filter, **_options(filter, call.args))
+    document = call.collection.find_one(filter, **_options(filter, call))
     if document is None:
         print("no document matches")
         return None
@@ -71,7 +75,7 @@ def count(call: Call) -> int:
 def distinct(call: Call) -> Values:
     """List the distinct values of a field."""
     filter = _filter(call)
-    options = _options(filter, call.args)
+    options = _options(filter, call)
     return Values(call.collection.find(filter, **options).distinct(call.args.field), name=call.args.field)
 
 
@@ -103,19 +107,41 @@ def _searches(pipeline: Sequence[Any]) -> bool:
     return any(isinstance(stage, Mapping) and "$like" in stage for stage in pipeline[:2])
 
 
-def _options(filter: Mapping[str, Any], args: argparse.Namespace) -> dict[str, Any]:
+def search_words(filter: Mapping[str, Any], options: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the texts that are searched for, so that their words can be marked in the result."""
+    like = filter.get("$like")
+    examples = [like] if isinstance(like, Mapping) else like if isinstance(like, list | tuple) else []
+    texts = [value for each in examples if isinstance(each, Mapping) for name, value in each.items() if name != "_id"]
+    return tuple(text for text in [*texts, options.get("text")] if isinstance(text, str))
+
+
+def _options(filter: Mapping[str, Any], call: Call) -> dict[str, Any]:
     """Return the arguments of `Collection.find` that the line stands for."""
-    ranking = {"semantic_index": args.index, "exact": args.exact, "min_score": args.min_score}
-    choosing = {"skip": args.skip, "sort": args.sort, "projection": args.fields}
+    args = call.args
+    ranking = {name: getattr(args, option) for name, option in _RANKING.items()} | {"unlike": _unlike(call)}
+    choosing = {"skip": args.skip, "sort": args.sort, "projection": args.fields, "features": args.features}
     options = {name: value for name, value in (ranking | choosing).items() if value is not None and value is not False}
     if "$like" in filter:
         if args.n == 0:
             raise InvalidInputError("-n 0 (all documents) does not go with $like: say how many of the nearest.")
         return {"n": NEAREST if args.n is None else args.n, **options}
     if unused := [name for name in ranking if name in options]:
-        option = "--" + {"semantic_index": "index"}.get(unused[0], unused[0]).replace("_", "-")
+        option = "--" + _RANKING.get(unused[0], unused[0]).replace("_", "-")
         raise InvalidInputError(f'{option} needs a $like in the body, such as {{"$like": {{"text": "warm"}}}}.')
     return {"limit": PAGE if args.n is None else args.n, **options} if args.n != 0 else options
+
+
+_RANKING: Final[Mapping[str, str]] = {
+    "semantic_index": "index",
+    **{name: name for name in ("exact", "min_score", "max_score", "diversity", "text", "group_by")},
+}
+"""Arguments of `Collection.find` that go with ``$like``, and the options that give them."""
+
+
+def _unlike(call: Call) -> Any:
+    """Return the examples that ``--unlike`` gives, each an expression in the language of the body; None for none."""
+    examples = [parse(text, call.names).evaluate(call.names) for text in call.args.unlike or ()]
+    return examples[0] if len(examples) == 1 else examples or None
 
 
 def _total(collection: Collection[dict[str, Any]], filter: Mapping[str, Any]) -> int | None:
@@ -159,7 +185,8 @@ def _shown(call: Call, documents: list[dict[str, Any]], facts: Facts) -> Any:
     return Note(result.to_json() or "") if form == "json" else result
 
 
-def _whole(text: str) -> int:
+def whole_argument(text: str) -> int:
+    """Read a whole number from 0 on."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 on")
     return int(text)
@@ -177,6 +204,14 @@ def _sort_field(text: str) -> tuple[str, int]:
             raise argparse.ArgumentTypeError(f"{text!r}: the direction is 1, -1, asc or desc")
         return name, -1 if direction in ("-1", "desc") else 1
     return (text[1:], -1) if text.startswith("-") else (text.removeprefix("+"), 1)
+
+
+def features_argument(text: str) -> dict[str, str]:
+    """Read ``text=minilm,img=clip`` as `features` of `Collection.find`."""
+    pairs = [part.strip().partition("=") for part in text.split(",") if part.strip()] or _nothing(text)
+    if wrong := next((key for key, sign, model in pairs if not (key and sign and model)), None):
+        raise argparse.ArgumentTypeError(f"{wrong!r} names no model: write field=model")
+    return {key: model for key, _, model in pairs}
 
 
 def fields_argument(text: str) -> dict[str, int]:
@@ -198,25 +233,41 @@ def _paging(parser: Parser) -> None:
         "-n",
         "--limit",
         dest="n",
-        type=_whole,
+        type=whole_argument,
         metavar="N",
         help=f"how many (default {PAGE}, with $like {NEAREST}; 0: all)",
     )
 
 
-def _ranking(parser: Parser) -> None:
+def ranking_options(parser: Parser) -> None:
+    """Add how a search by meaning ranks."""
     parser.add_argument("--index", metavar="ID", help="the semantic index; needed where the collection has several")
     parser.add_argument("--exact", action="store_true", help="compare with every vector, whatever the index is")
     parser.add_argument("--min-score", type=float, metavar="SCORE", help="leave out what scores less")
+    parser.add_argument("--max-score", type=float, metavar="SCORE", help="leave out what scores more")
+    parser.add_argument(
+        "--unlike",
+        action="append",
+        metavar="EXAMPLE",
+        help="stay away from it: '{text: \"cotton\"}' or a variable; may be given more than once",
+    )
+    parser.add_argument(
+        "--diversity", type=float, metavar="SHARE", help="0: the nearest, 1: those least like each other"
+    )
+    parser.add_argument("--text", metavar="WORDS", help="rank by these words too (needs a text index)")
+    parser.add_argument("--group-by", metavar="FIELD", help="only the best of each value of the field")
 
 
 def _choosing(parser: Parser) -> None:
-    parser.add_argument("--skip", type=_whole, metavar="N", help="leave out the first N")
+    parser.add_argument("--skip", type=whole_argument, metavar="N", help="leave out the first N")
     parser.add_argument(
         "--sort", type=sort_argument, metavar="FIELDS", help="price,-rating: by price, then best rating first"
     )
     parser.add_argument(
         "--fields", type=fields_argument, metavar="FIELDS", help="text,price: only these; -vector: all but this"
+    )
+    parser.add_argument(
+        "--features", type=features_argument, metavar="FIELD=MODEL", help="the model's output in the field's place"
     )
 
 
@@ -229,22 +280,24 @@ def form_options(parser: Parser) -> None:
 def _find_options(parser: Parser) -> None:
     _paging(parser)
     _choosing(parser)
-    _ranking(parser)
+    ranking_options(parser)
     parser.add_argument("--explain", action="store_true", help="show how it is answered instead")
     form_options(parser)
 
 
 def _find_one_options(parser: Parser) -> None:
     _choosing(parser)
-    _ranking(parser)
+    ranking_options(parser)
     parser.set_defaults(n=1)
 
 
 def _distinct_options(parser: Parser) -> None:
     parser.add_argument("field", help="the field, with dots for nested ones")
-    parser.add_argument("-n", type=_whole, metavar="N", help=f"with $like: of how many documents (default {NEAREST})")
-    _ranking(parser)
-    parser.set_defaults(skip=None, sort=None, fields=None)
+    parser.add_argument(
+        "-n", type=whole_argument, metavar="N", help=f"with $like: of how many documents (default {NEAREST})"
+    )
+    ranking_options(parser)
+    parser.set_defaults(skip=None, sort=None, fields=None, features=None)
 
 
 def _aggregate_options(parser: Parser) -> None:
@@ -259,6 +312,9 @@ _BODY: Final = """
 
   %%sddb warm << find --sort -price
   {price: {$lt: 50}, name: /^wool/i};
+
+  %%sddb find --unlike '{text: "cotton"}' --min-score 0.3 --group-by brand
+  {"$like": {"text": "something warm"}}
 
 The body is a Python expression with your variables, or mongosh syntax. -o binds and shows, << binds only.""".lstrip(
     "\n"

@@ -7,7 +7,17 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from superduper_nb.errors import InvalidInputError, did_you_mean
-from superduper_nb.magics import connecting, describing, looking, modelling, mongosh, querying, working, writing
+from superduper_nb.magics import (
+    connecting,
+    describing,
+    exporting,
+    looking,
+    modelling,
+    mongosh,
+    querying,
+    working,
+    writing,
+)
 from superduper_nb.magics.call import Call
 from superduper_nb.magics.command import Command
 from superduper_nb.magics.line import HelpShown, split
@@ -19,7 +29,7 @@ __all__ = ["COMMANDS", "Outcome", "overview", "run"]
 
 COMMANDS: Final[Mapping[str, Command]] = {
     command.name: command
-    for module in (connecting, looking, describing, querying, mongosh, writing, modelling, working)
+    for module in (connecting, looking, describing, querying, mongosh, writing, exporting, modelling, working)
     for command in module.COMMANDS
 }
 

@@ -13,6 +13,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any, Final
 
 from superduper_nb.widgets.grid import Grid
+from superduper_nb.widgets.marking import marked, pattern_of
 from superduper_nb.widgets.values import Cell
 
 if TYPE_CHECKING:
@@ -36,9 +37,11 @@ class Score:
 def _environment() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    return Environment(
+    made = Environment(
         loader=PackageLoader("superduper_nb.widgets", "templates"), autoescape=True, undefined=StrictUndefined
     )
+    made.filters["marked"] = marked
+    return made
 
 
 @cache
@@ -55,20 +58,28 @@ def render(template: str, **values: Any) -> Any:
     return Markup(_environment().get_template(template).render(style=_style(), **values))
 
 
-def rows(table: Grid, scores: Sequence[Score | None], *, ranked: bool) -> list[Any]:
+def rows(table: Grid, scores: Sequence[Score | None], *, ranked: bool, words: Sequence[str] = ()) -> list[Any]:
     """Draw as many rows of `table` as fit."""
     numeric = [table.numeric(column) for column in range(len(table.columns))]
+    sought = pattern_of(words)
     drawn = (
-        render("row.html.j2", rank=number if ranked else None, score=score, cells=zip(cells, numeric, strict=True))
+        render(
+            "row.html.j2",
+            rank=number if ranked else None,
+            score=score,
+            cells=zip(cells, numeric, strict=True),
+            sought=sought,
+        )
         for number, (cells, score) in enumerate(zip(table.rows, scores, strict=True), 1)
     )
     return _fitting(drawn)
 
 
-def cards(table: Grid, scores: Sequence[Score | None]) -> list[Any]:
+def cards(table: Grid, scores: Sequence[Score | None], *, words: Sequence[str] = ()) -> list[Any]:
     """Draw as many rows of `table` as fit, each as a card: its first picture large, its other fields below."""
+    sought = pattern_of(words)
     drawn = (
-        render("card.html.j2", rank=number, score=score, picture=picture, fields=fields)
+        render("card.html.j2", rank=number, score=score, picture=picture, fields=fields, sought=sought)
         for number, (cells, score) in enumerate(zip(table.rows, scores, strict=True), 1)
         for picture, fields in [_card(table.columns, cells)]
     )

@@ -42,6 +42,8 @@ class Facts:
         The semantic index that ranked the documents, and how it was searched.
     candidates : int
         How many vectors or documents the search looked at.
+    words : tuple of str
+        The texts that were searched for; their words are marked where they occur.
     pending : int
         Documents that wait for their model output, and could not be found yet.
     took_ms : float or None
@@ -55,6 +57,7 @@ class Facts:
     index: str = ""
     strategy: str = ""
     candidates: int = 0
+    words: tuple[str, ...] = ()
     pending: int = 0
     took_ms: float | None = None
 
@@ -167,6 +170,10 @@ class Result(Sequence[dict[str, Any]]):
         """Return relaxed MongoDB Extended JSON, or write it to `path`."""
         return export.written(export.to_json(self._documents), path)
 
+    def save(self, path: str | Path, *, overwrite: bool = False) -> int:
+        """Write the documents to a ``.csv``, ``.json``, ``.jsonl`` or ``.parquet`` file; return how many they are."""
+        return export.save(self._documents, path, overwrite=overwrite)
+
     def __repr__(self) -> str:
         return self._text(self._grid())
 
@@ -188,9 +195,9 @@ class Result(Sequence[dict[str, Any]]):
             return html.note_html(self._footer(0))
         scores = _scores(self._documents[: self._limit])
         if self.layout == "gallery":
-            drawn = html.cards(table, scores)
+            drawn = html.cards(table, scores, words=self.facts.words)
             return html.gallery_html(drawn, footer=self._footer(len(drawn), table))
-        drawn = html.rows(table, scores, ranked=True)
+        drawn = html.rows(table, scores, ranked=True, words=self.facts.words)
         return html.table_html(_headings(table, scores), drawn, footer=self._footer(len(drawn), table))
 
     def _footer(self, shown: int, table: Grid | None = None) -> str:

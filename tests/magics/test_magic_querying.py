@@ -193,3 +193,33 @@ def test_results_are_results(docs: Any, sddb: Any) -> None:
     assert isinstance(result, Result)
     assert isinstance(result[:2], Result)
     assert list(result.to_pandas()["price"]) == [row["price"] for row in result]
+
+
+@pytest.mark.parametrize(
+    ("line", "options"),
+    [
+        ("--unlike bad --min-score 0.1", {"unlike": {"text": "wool hat"}, "min_score": 0.1}),
+        ("--unlike '{text: \"wool\"}' --unlike bad", {"unlike": [{"text": "wool"}, {"text": "wool hat"}]}),
+        ("--max-score 0.5 --exact", {"max_score": 0.5, "exact": True}),
+        ("--diversity 0.7", {"diversity": 0.7}),
+        ("--group-by color", {"group_by": "color"}),
+        ("--features text=words", {"features": {"text": "words"}}),
+    ],
+)
+def test_options_of_a_search_are_those_of_the_client(docs: Any, sddb: Call, line: str, options: dict[str, Any]) -> None:
+    hits = sddb(f"find -n 4 {line}", '{"$like": {"text": "wool scarf"}}', bad={"text": "wool hat"}).value
+    wanted = list(docs.find(like={"text": "wool scarf"}, n=4, **options))
+    assert [hit["_id"] for hit in hits] == [hit["_id"] for hit in wanted]
+    assert hits.scores == [hit["_score"] for hit in wanted]
+    again = list(eval(hits.query, {"docs": docs}))
+    assert [hit["_id"] for hit in again] == [hit["_id"] for hit in wanted]
+
+
+def test_words_of_the_search_are_marked_in_what_it_found(docs: Any, sddb: Call) -> None:
+    docs.insert_one({"text": "<b>Wool</b> & woolly <script>"})
+    hits = sddb("find -n 7", '{"$like": {"text": "some wool, with a <b>"}}').value
+    shown = hits._repr_mimebundle_()["text/html"]
+    assert "warm red <mark>wool</mark> scarf" in shown
+    assert "&lt;b&gt;<mark>Wool</mark>&lt;/b&gt; &amp; woolly &lt;script&gt;" in shown
+    assert "<mark>with</mark>" not in shown
+    assert "<mark>" not in sddb("find", "{}").value._repr_mimebundle_()["text/html"]
