@@ -17,6 +17,7 @@ from superduper_nb.magics.command import Command
 from superduper_nb.magics.problems import OPERATORS, STAGES
 from superduper_nb.magics.session import CONNECTIONS, Connection, Connections
 from superduper_nb.magics.table import COMMANDS
+from superduper_nb.widgets.map import LAYOUTS
 
 __all__ = ["Completions", "matcher"]
 
@@ -118,8 +119,10 @@ class Completions:
             return self._listed("indexes", words), "index"
         if option == "--in":
             return self._listed("collections", words), "collection"
-        if option in ("--fields", "--sort"):
+        if option in ("--fields", "--sort", "--group-by", "--label", "--color"):
             return self._listed("fields", words), "field"
+        if option == "--layout":
+            return LAYOUTS, "layout"
         if option == "--as" and command.name in ("find", "aggregate"):
             return ("gallery", "json", "pandas", "table"), "form"
         return None

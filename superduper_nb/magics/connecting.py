@@ -12,9 +12,10 @@ from superduper_nb.magics.command import Command, name_argument
 from superduper_nb.magics.line import Parser
 from superduper_nb.magics.session import DEFAULT, Connection, Target
 from superduper_nb.widgets.listing import Listing, Note
+from superduper_nb.widgets.live import Live
 from superduper_nb.widgets.status import Status
 
-__all__ = ["COMMANDS", "connect", "connections", "status", "use"]
+__all__ = ["COMMANDS", "connect", "connections", "live_option", "status", "use"]
 
 
 def connect(call: Call) -> Note:
@@ -92,10 +93,19 @@ def use(call: Call) -> Note:
     return Note(told + documents)
 
 
-def status(call: Call) -> Status:
-    """Show each part of the cluster: where it runs, its version, its state."""
+def status(call: Call) -> Status | Live:
+    """Show each part of the cluster: where it runs, its version, its state; ``--live`` keeps it as it is now."""
     connection = call.connection
-    return Status(connection.client.status(), connection=connection.name, how=connection.client.how)
+
+    def look() -> Status:
+        return Status(connection.client.status(), connection=connection.name, how=connection.client.how)
+
+    return Live(look, "status") if call.args.live else look()
+
+
+def live_option(parser: Parser) -> None:
+    """Add ``--live``."""
+    parser.add_argument("--live", action="store_true", help="keep it up to date, until it is stopped")
 
 
 def _connect_options(parser: Parser) -> None:
@@ -129,5 +139,5 @@ COMMANDS: Final = (
     Command("connect", connect, "connect to the cluster", _connect_options, examples=_CONNECT),
     Command("connections", connections, "list the open connections", _connections_options),
     Command("use", use, "choose database and collection", _use_options, examples="  %sddb use shop.products --as docs"),
-    Command("status", status, "show each part of the cluster"),
+    Command("status", status, "show each part of the cluster", live_option),
 )

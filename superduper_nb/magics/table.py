@@ -10,6 +10,7 @@ from superduper_nb.errors import InvalidInputError, did_you_mean
 from superduper_nb.magics import (
     connecting,
     describing,
+    exploring,
     exporting,
     looking,
     modelling,
@@ -29,7 +30,18 @@ __all__ = ["COMMANDS", "Outcome", "overview", "run"]
 
 COMMANDS: Final[Mapping[str, Command]] = {
     command.name: command
-    for module in (connecting, looking, describing, querying, mongosh, writing, exporting, modelling, working)
+    for module in (
+        connecting,
+        looking,
+        describing,
+        querying,
+        mongosh,
+        exploring,
+        writing,
+        exporting,
+        modelling,
+        working,
+    )
     for command in module.COMMANDS
 }
 

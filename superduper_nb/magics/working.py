@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Final
 
 from superduper_nb.magics.call import Call
 from superduper_nb.magics.command import Command
+from superduper_nb.magics.connecting import live_option
 from superduper_nb.magics.line import Parser
 from superduper_nb.widgets.jobs import job_row
 from superduper_nb.widgets.listing import Listing, Note
+from superduper_nb.widgets.live import Live
 from superduper_nb.widgets.progress import JobsView
 
 if TYPE_CHECKING:
@@ -24,11 +26,16 @@ STATES: Final = ("pending", "running", "succeeded", "failed", "cancelled", "bloc
 LAST_PICTURE_S: Final = 3.0
 
 
-def jobs(call: Call) -> Listing:
-    """List jobs, the newest first."""
-    found = _recorded(call).list(call.args.state, limit=call.args.n)
-    where = f"{call.target} has no {call.args.state or ''} job".replace("  ", " ")
-    return Listing((job_row(job.record) for job in found), heading=f"jobs of {call.target}", empty=where)
+def jobs(call: Call) -> Listing | Live:
+    """List jobs, the newest first; ``--live`` keeps the list as it is now."""
+    recorded, target, state = _recorded(call), call.target, call.args.state
+    where = f"{target} has no {state or ''} job".replace("  ", " ")
+
+    def look() -> Listing:
+        found = recorded.list(state, limit=call.args.n)
+        return Listing((job_row(job.record) for job in found), heading=f"jobs of {target}", empty=where)
+
+    return Live(look, "jobs") if call.args.live else look()
 
 
 def wait(call: Call) -> None:
@@ -95,6 +102,7 @@ def _chosen(call: Call) -> list[Job]:
 def _jobs_options(parser: Parser) -> None:
     parser.add_argument("state", nargs="?", choices=STATES, help="only those in this state")
     parser.add_argument("-n", type=_positive, default=20, metavar="N", help="how many (default 20)")
+    live_option(parser)
 
 
 def _positive(text: str) -> int:

@@ -98,9 +98,7 @@ def checked_path(path: str | Path, *, overwrite: bool) -> Path:
     if not target.parent.is_dir():
         raise InvalidInputError(f"there is no folder {str(target.parent)!r}: make it first.")
     if target.exists() and not overwrite:
-        raise InvalidInputError(
-            f"{str(target)!r} exists: give another name, or allow it (--overwrite, overwrite=True)."
-        )
+        raise InvalidInputError(f"{str(target)!r} exists: give another name, or --overwrite (overwrite=True).")
     return target
 
 

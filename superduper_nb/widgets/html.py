@@ -58,6 +58,13 @@ def render(template: str, **values: Any) -> Any:
     return Markup(_environment().get_template(template).render(style=_style(), **values))
 
 
+def in_notebook() -> bool:
+    """Tell whether a notebook front-end listens; a terminal can neither show widgets nor change what it printed."""
+    from IPython.core.getipython import get_ipython
+
+    return getattr(get_ipython(), "kernel", None) is not None
+
+
 def rows(table: Grid, scores: Sequence[Score | None], *, ranked: bool, words: Sequence[str] = ()) -> list[Any]:
     """Draw as many rows of `table` as fit."""
     numeric = [table.numeric(column) for column in range(len(table.columns))]
@@ -75,12 +82,18 @@ def rows(table: Grid, scores: Sequence[Score | None], *, ranked: bool, words: Se
     return _fitting(drawn)
 
 
-def cards(table: Grid, scores: Sequence[Score | None], *, words: Sequence[str] = ()) -> list[Any]:
-    """Draw as many rows of `table` as fit, each as a card: its first picture large, its other fields below."""
+def cards(
+    table: Grid, scores: Sequence[Score | None], *, words: Sequence[str] = (), roles: Sequence[str] = ()
+) -> list[Any]:
+    """Draw as many rows of `table` as fit, each as a card: its first picture large, its other fields below.
+
+    With `roles` ("more", "less" or "" for each), a card has buttons to make it an example.
+    """
     sought = pattern_of(words)
+    given: Sequence[str | None] = roles or [None] * len(table.rows)
     drawn = (
-        render("card.html.j2", rank=number, score=score, picture=picture, fields=fields, sought=sought)
-        for number, (cells, score) in enumerate(zip(table.rows, scores, strict=True), 1)
+        render("card.html.j2", rank=number, score=score, picture=picture, fields=fields, sought=sought, role=role)
+        for number, (cells, score, role) in enumerate(zip(table.rows, scores, given, strict=True), 1)
         for picture, fields in [_card(table.columns, cells)]
     )
     return _fitting(drawn)

@@ -13,12 +13,13 @@ __all__ = ["Action", "Panel", "panel"]
 
 log = logging.getLogger(__name__)
 
-Action = Literal["cancel", "retry", ""]
+Action = Literal["cancel", "retry", "stop", ""]
 """What the button does; empty: there is none."""
 
 _LABELS: Final[Mapping[str, tuple[str, str, str]]] = {
     "cancel": ("Cancel", "Cancelling…", "Stop these jobs; what they have written stays"),
     "retry": ("Retry", "Queueing…", "Queue what failed again"),
+    "stop": ("Stop following", "Stopping…", "Leave the view as it is now"),
 }
 
 

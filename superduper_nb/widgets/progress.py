@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from threading import Event, Thread
 from typing import Any, Final, Protocol
 
+from superduper_nb.widgets.html import in_notebook
 from superduper_nb.widgets.jobs import FINISHED, JobState, finished, jobs_html, jobs_text, snapshot
 from superduper_nb.widgets.panel import Action, Panel, panel
 
@@ -81,7 +82,7 @@ class JobsView:
             return
         while not self._look() and self._seconds() < self._delay:
             self._stop.wait(0.05)
-        if not finished(self.states) and _has_kernel():
+        if not finished(self.states) and in_notebook():
             self._panel = panel(self._html(), self._act)
             self._draw()
         self._handle = _display(self._bundle())
@@ -167,7 +168,7 @@ class JobsView:
     def _finish(self) -> None:
         """Put the final picture where the widget stood."""
         leaving, self._panel = self._panel, None
-        if self._handle is not None and _has_kernel():
+        if self._handle is not None and in_notebook():
             self._handle.update(self._bundle(), raw=True)
         if leaving is not None:
             leaving.close()
@@ -187,13 +188,6 @@ class JobsView:
 
     def _seconds(self) -> float:
         return (self._over or time.monotonic()) - self._began
-
-
-def _has_kernel() -> bool:
-    """Tell whether a notebook front-end listens; a terminal can neither show widgets nor change what it printed."""
-    from IPython.core.getipython import get_ipython
-
-    return getattr(get_ipython(), "kernel", None) is not None
 
 
 def _display(bundle: dict[str, Any]) -> Any:

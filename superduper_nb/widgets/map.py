@@ -1,0 +1,186 @@
+"""The map of embeddings: every document a point, near to what is like it; a lasso around some is a filter."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from importlib import import_module
+from threading import Thread
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from superduper_nb.errors import InvalidInputError, did_you_mean
+from superduper_nb.widgets import html
+from superduper_nb.widgets.embedding import LIMIT, Points, principal, read_points, umap
+from superduper_nb.widgets.results import Facts, Result
+
+if TYPE_CHECKING:
+    from superduper_nb.client import Collection
+
+__all__ = ["LAYOUTS", "EmbeddingMap", "Layout"]
+
+log = logging.getLogger(__name__)
+
+Layout = Literal["pca", "umap"]
+LAYOUTS: Final = ("pca", "umap")
+_SHADES: Final = " ·░▒▓█"
+_COLUMNS, _ROWS = 64, 18
+_MOST_COLORS: Final = 20
+
+
+class EmbeddingMap:
+    """Documents as points of a plane.
+
+    The principal components are there at once; UMAP's layout is computed in the background and takes their place.
+    Without jupyter-scatter (the extra ``map``), or a notebook, the map is a text.
+
+    Parameters
+    ----------
+    collection : Collection
+        Whose documents.
+    filter : mapping, optional
+        Only these.
+    semantic_index : str, optional
+        Whose vectors; not needed where the collection has only one.
+    label : str, optional
+        The field to show where a point is pointed at; default: the one that the index is of.
+    color : str, optional
+        The field that colours them.
+    layout : {"umap", "pca"}, default "pca"
+        How they are laid out.
+    limit : int
+        Most points.
+    dark : bool
+        Draw on black: a kernel can't know the theme of the page.
+    """
+
+    def __init__(
+        self,
+        collection: Collection[dict[str, Any]],
+        filter: Mapping[str, Any] | None = None,
+        *,
+        semantic_index: str | None = None,
+        label: str | None = None,
+        color: str | None = None,
+        layout: Layout = "pca",
+        limit: int = LIMIT,
+        dark: bool = False,
+    ) -> None:
+        if layout not in LAYOUTS:
+            raise InvalidInputError(f"a layout is 'pca' or 'umap', not {layout!r}.{did_you_mean(str(layout), LAYOUTS)}")
+        self._collection, self._dark = collection, dark
+        self.points: Points = read_points(
+            collection, filter, semantic_index=semantic_index, label=label, color=color, limit=limit
+        )
+        self.layout: Layout = "pca"
+        self.xy, self._share = principal(self.points.vectors)
+        self._scatter: Any = None
+        self._problem = ""
+        self._thread = Thread(target=self._lay_out, name="superduper-layout", daemon=True)
+        if layout == "umap":
+            self._thread.start()
+
+    def __len__(self) -> int:
+        return len(self.points.ids)
+
+    @property
+    def selected(self) -> list[Any]:
+        """The ``_id`` of each document inside the lasso."""
+        if self._scatter is None:
+            return []
+        return [self.points.ids[number] for number in self._scatter.selection()]
+
+    @property
+    def filter(self) -> dict[str, Any]:
+        """The filter for what is inside the lasso: ``docs.find(map.filter)``."""
+        return {"_id": {"$in": self.selected}}
+
+    def select(self, ids: list[Any]) -> None:
+        """Select documents by their ``_id``, as the lasso does."""
+        where = {id: number for number, id in enumerate(self.points.ids)}
+        self._drawn().selection([where[id] for id in ids if id in where])
+
+    def documents(self) -> Result:
+        """Return the documents inside the lasso."""
+        filter = self.filter
+        facts = Facts(query=f"docs.find({filter!r})", source=self._collection.full_name)
+        return Result(self._collection.find(filter), facts=facts)
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait for the layout that was asked for."""
+        if self._thread.ident is not None:
+            self._thread.join(timeout)
+
+    def close(self) -> None:
+        """Close the view."""
+        leaving, self._scatter = self._scatter, None
+        if leaving is not None:
+            leaving.widget.layout.close()
+            leaving.widget.close()
+
+    def __repr__(self) -> str:
+        return "\n".join([*self._shaded(), self._told()])
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        still = {"text/plain": repr(self), "text/html": html.note_html(repr(self))}
+        if not html.in_notebook():
+            return still
+        try:
+            shown = self._drawn().widget._repr_mimebundle_()
+        except ImportError:
+            note = "pip install 'superduper-nb[map]' draws it, with hover and lasso."
+            return {**still, "text/html": html.note_html(f"{still['text/plain']}\n{note}")}
+        return {**(shown[0] if isinstance(shown, tuple) else shown), **still}
+
+    def _drawn(self) -> Any:
+        if self._scatter is None:
+            self._scatter = self._made()
+        return self._scatter
+
+    def _made(self) -> Any:
+        scatter = import_module("jscatter").Scatter(data=self._frame(), x="x", y="y", height=440, width="auto")
+        told = ["group"] if self._colored() else []
+        scatter.tooltip(enable=True, properties=told, preview="label", preview_type="text")
+        scatter.background("#111111" if self._dark else "#ffffff")
+        scatter.axes(False)
+        scatter.size(default=max(2, min(9, 2_000 // len(self))))
+        scatter.camera(distance=1.2)  # room around, so that a lasso gets around the outermost
+        if self._colored():
+            scatter.color(by="group")
+            scatter.legend(True)
+        return scatter
+
+    def _colored(self) -> bool:
+        return 1 < len(set(self.points.groups)) <= _MOST_COLORS
+
+    def _frame(self) -> Any:
+        pandas = import_module("pandas")
+        frame = pandas.DataFrame({"x": self.xy[:, 0], "y": self.xy[:, 1], "label": self.points.labels})
+        if self._colored():
+            frame["group"] = pandas.Categorical(self.points.groups)
+        return frame
+
+    def _lay_out(self) -> None:
+        try:
+            self.xy, self.layout = umap(self.points.vectors), "umap"
+        except Exception as error:  # a thread has nobody to raise to; the principal components stay
+            log.warning("the layout failed", exc_info=True)
+            self._problem = f"the layout failed ({type(error).__name__}: {error})"
+            return
+        if self._scatter is not None:
+            self._scatter.data(self._frame(), reset_scales=True, animate=True)
+
+    def _told(self) -> str:
+        how = "UMAP" if self.layout == "umap" else f"principal components, {self._share:.0%} of the variance"
+        points = self.points
+        what = f"{len(self):,} documents of {self._collection.full_name} by {points.model} on {points.key}"
+        busy = "UMAP is being computed" if self._thread.is_alive() else self._problem
+        return " · ".join(part for part in (what, how, busy) if part)
+
+    def _shaded(self) -> list[str]:
+        """Return the density of the points as lines of shades."""
+        import numpy as np
+
+        counts, _, _ = np.histogram2d(self.xy[:, 1], self.xy[:, 0], bins=(_ROWS, _COLUMNS))
+        full = np.sqrt(counts / max(counts.max(), 1.0))
+        shades = np.ceil(full * (len(_SHADES) - 1)).astype(int)
+        return ["".join(_SHADES[shade] for shade in row).rstrip() for row in shades[::-1]]

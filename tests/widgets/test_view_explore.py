@@ -1,0 +1,145 @@
+"""Looking around: the explorer, the map and live views, beside what the client itself finds."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from superduper_nb.errors import InvalidInputError, NotFoundError
+from superduper_nb.widgets import html
+from superduper_nb.widgets.explore import Explorer
+from superduper_nb.widgets.listing import Note
+from superduper_nb.widgets.live import Live
+from superduper_nb.widgets.map import EmbeddingMap
+from tests.magics.conftest import client, docs  # noqa: F401 - fixtures
+from tests.widgets.payloads import PAYLOADS, foreign_parts
+
+
+@pytest.fixture
+def notebook(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Pretend that a front-end listens; no widget may be left."""
+    monkeypatch.setattr(html, "in_notebook", lambda: True)
+    before = set(_alive())
+    yield
+    assert [type(left).__name__ for id, left in _alive().items() if id not in before] == []
+
+
+def _alive() -> dict[str, Any]:
+    from ipywidgets.widgets import widget
+
+    return dict(widget._instances)
+
+
+OURS = ("<li [('class', 'sddb-is-", "<mark []>", "<button [('type', 'button'), ('data-act', ", "<span [('aria-hidden'")
+"""What `foreign_parts` calls foreign, and only templates draw."""
+
+
+def ids(documents: Any) -> list[Any]:
+    return [document["_id"] for document in documents]
+
+
+def press(explorer: Explorer, act: str, rank: int = 0, **more: Any) -> None:
+    explorer._view._handle_custom_msg({"act": act, "rank": str(rank), **more}, [])
+
+
+def test_every_button_stands_for_a_query(docs: Any, notebook: None) -> None:  # noqa: F811
+    explorer = Explorer(docs, like={"text": "wool"}, n=4)
+    shown = explorer._repr_mimebundle_()
+    assert "application/vnd.jupyter.widget-view+json" in shown
+    assert "6 documents" not in shown["text/plain"]
+    assert shown["text/plain"].endswith("docs.find({}, like={'text': 'wool'}, n=4)")
+    hat, scarf = (docs.find_one({"text": {"$regex": word}})["_id"] for word in ("ear flaps", "scarf"))
+    press(explorer, "more", ids(explorer.result).index(hat))
+    press(explorer, "less", ids(explorer.result).index(scarf))
+    wanted = docs.find({}, like=[{"text": "wool"}, {"_id": hat}], unlike={"_id": scarf}, n=4)
+    assert ids(explorer.result) == ids(wanted)
+    assert ids(eval(explorer.query, {"docs": docs, "ObjectId": type(hat)})) == ids(explorer.result)
+    press(explorer, "narrow", n="2", filter='{"price": {"$lt": 25}}')
+    assert len(explorer.result) == 2
+    assert all(document["price"] < 25 for document in explorer.result)
+    press(explorer, "narrow", n="2", filter='{"price": ')
+    assert "the filter is no JSON" in explorer._view.html
+    assert explorer.filter == {"price": {"$lt": 25}}
+    press(explorer, "forget", 0)
+    press(explorer, "reset")
+    assert explorer.query == "docs.find({'price': {'$lt': 25}}, like={'text': 'wool'}, n=2)"
+    explorer.close()
+
+
+def test_an_explorer_refuses_what_means_nothing_and_stays_as_it_was(docs: Any) -> None:  # noqa: F811
+    explorer = Explorer(docs)
+    first = explorer.result
+    with pytest.raises(InvalidInputError, match="say first what to find more of"):
+        explorer.less_like(first[0]["_id"])
+    with pytest.raises(InvalidInputError, match="from 1 to 48"):
+        explorer.narrow(n=49)
+    assert explorer.result is first
+    assert explorer.query == "docs.find({}, limit=12)"
+
+
+def test_hostile_documents_are_escaped_in_the_explorer(docs: Any, notebook: None) -> None:  # noqa: F811
+    docs.delete_many({})
+    docs.insert_many([{"text": text} for text in PAYLOADS if len(text) < 10_000 and text.isprintable()])
+    for start in range(0, len(PAYLOADS), 48):
+        explorer = Explorer(docs, like={"text": " ".join(PAYLOADS[start : start + 3])[:900]}, n=48)
+        explorer._repr_mimebundle_()
+        press(explorer, "more", 3)
+        drawn = explorer._view.html
+        assert [part for part in foreign_parts(drawn) if not part.startswith(OURS)] == []
+        assert len(drawn) < 1_000_000
+        explorer.close()
+
+
+def test_a_map_shows_what_the_index_searches(docs: Any, notebook: None) -> None:  # noqa: F811
+    pytest.importorskip("jscatter")
+    docs.update_one({"text": {"$regex": "scarf"}}, {"$unset": {"_outputs": 1, "_sddb": 1}})
+    seen = EmbeddingMap(docs, {"price": {"$lt": 100}}, color="color")
+    wanted = list(docs.find({"price": {"$lt": 100}, "text": {"$not": {"$regex": "scarf"}}}))
+    assert seen.points.ids == ids(wanted)
+    rows = np.stack([document["_outputs"]["text"]["words"] for document in wanted])
+    np.testing.assert_array_equal(seen.points.vectors, rows)
+    _, _, axes = np.linalg.svd(rows - rows.mean(axis=0), full_matrices=False)
+    np.testing.assert_allclose(np.abs(seen.xy), np.abs((rows - rows.mean(axis=0)) @ axes[:2].T), atol=1e-4)
+    shown = seen._repr_mimebundle_()
+    assert "application/vnd.jupyter.widget-view+json" in shown
+    assert "4 documents of" in shown["text/plain"]
+    seen.select(seen.points.ids[1:3])
+    assert seen.filter == {"_id": {"$in": seen.points.ids[1:3]}}
+    assert ids(seen.documents()) == seen.points.ids[1:3]
+    seen.close()
+    with pytest.raises(NotFoundError, match="a map needs three"):
+        EmbeddingMap(docs, {"price": 0})
+
+
+def test_a_live_view_moves_and_ends_as_a_picture(monkeypatch: pytest.MonkeyPatch, notebook: None) -> None:
+    looks, shown, seen = iter(range(1000)), [], threading.Event()
+
+    class Handle:
+        def update(self, bundle: Any, raw: bool) -> None:
+            shown.append(bundle)
+
+    def display(bundle: Any, **_: Any) -> Handle:
+        shown.append(bundle)
+        return Handle()
+
+    def look() -> Note:
+        if (number := next(looks)) == 2:
+            raise ConnectionError("lost")
+        if number > 4:
+            seen.set()
+        return Note(f"look {number}")
+
+    monkeypatch.setattr("IPython.display.display", display)
+    first, second = (Live(look, "test", interval=0.01) for _ in range(2))
+    first._ipython_display_()
+    assert "application/vnd.jupyter.widget-view+json" in shown[0]
+    assert seen.wait(10)
+    second._ipython_display_()
+    assert first.ended.wait(10)
+    second.stop()
+    assert second.ended.wait(10)
+    assert "application/vnd.jupyter.widget-view+json" not in shown[-1]
