@@ -141,14 +141,14 @@ def fill(uri: str, vectors: np.ndarray) -> None:
     definition = {"models": ["m"], "keys": ["x"], "measure": "cosine", "filter": {}}
     store.put("semantic_index", "near", definition, collection="docs")
     token = {"outputs": {"m/x": {"v": model.version, "h": b"h"}}}
-    words = ["red", "wool", "warm", "scarf", "straw", "hat"]
+    words = [f"word{i}" for i in range(1000)]
     random = np.random.default_rng(2)
     for start in range(0, len(vectors), 5000):
         part = vectors[start : start + 5000]
         rows = [
             {
                 "_id": start + i,
-                "text": " ".join(random.choice(words, 3)),
+                "text": " ".join(words[i] for i in random.integers(0, 1000, 12)),
                 "author": int(random.integers(5000)),
                 "p": float(random.random()),
                 "_outputs": {"x": {"m": Binary(b"\x27\x00" + row.tobytes(), 9)}},
@@ -187,7 +187,7 @@ def refined(uri: str, vectors: np.ndarray) -> None:
         {"max_score": 0.9},
         {"diversity": 0.5},
         {"group_by": "author"},
-        {"text": "red wool"},
+        {"text": "word1 word2"},
         {"filter": {"p": {"$lt": 0.1}}},
         {"filter": {"p": {"$lt": 0.1}}, "group_by": "author"},
     ]
