@@ -12,7 +12,7 @@ from logging import Logger
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 from superduper_nb.errors import ConfigError, ServiceError, SuperduperError
-from superduper_nb.server_ext.failures import redact
+from superduper_nb.server_ext.failures import ApiError, redact
 from superduper_nb.server_ext.metrics import READY
 
 if TYPE_CHECKING:
@@ -86,24 +86,23 @@ class Engine:
 
         Raises
         ------
+        ApiError
+            They did not start: 424, which a new try alone does not mend.
         ServiceError
-            They are not up, and why.
+            They are not up yet, or stopped.
         """
         self.try_again()
         if self.state == "starting" and self._task is not None and wait:
             await asyncio.wait({self._task}, timeout=wait)
         if self._services is not None and self.state == "ready":
             return self._services
-        if isinstance(self.failure, ServiceError):
-            raise type(self.failure)(*self.failure.args)
         if self.failure is not None:
-            raise ServiceError(str(self.failure))
+            raise _not_started(self.failure)
         raise ServiceError(f"The engines are {self.state}: try again in a few seconds.")
 
     def try_again(self) -> None:
         """Start again if the last start failed for a reason that may have passed, and that was a while ago."""
-        lasting = isinstance(self.failure, ConfigError)
-        if self.state == "failed" and not lasting and time.monotonic() - self._ended > _AGAIN_AFTER_S:
+        if self.state == "failed" and not isinstance(self.failure, ConfigError) and time.monotonic() - self._ended > _AGAIN_AFTER_S:
             self.start()
 
     def _fail(self, error: SuperduperError) -> None:
@@ -154,3 +153,9 @@ class Engine:
 
     async def _in_thread(self, call: Callable[[], Any]) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+
+
+def _not_started(failure: SuperduperError) -> ApiError:
+    """Return the answer to requests while the start has failed: what they depend on is wrong, and a person must look."""
+    again = None if isinstance(failure, ConfigError) else _AGAIN_AFTER_S
+    return ApiError(424, str(failure), code=failure.code, retry_after=again)

@@ -77,7 +77,7 @@ class TestFailedStart:
         self, running: SuperduperApp, ask: Any, jp_fetch: Any, start: SimpleNamespace
     ) -> None:
         answer = await ask("POST", "search", SEARCH)
-        assert (answer.status, answer.body["code"]) == (503, "mongodb_unavailable")
+        assert (answer.status, answer.body["code"]) == (424, "mongodb_unavailable")
         assert answer.body["message"] == str(start.error)
         assert "Retry-After" in answer.headers
         status = (await ask("GET", "status")).body
@@ -88,9 +88,9 @@ class TestFailedStart:
     async def test_it_is_tried_again_later(
         self, running: SuperduperApp, ask: Any, start: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        assert (await ask("POST", "search", SEARCH)).status == 503
+        assert (await ask("POST", "search", SEARCH)).status == 424
         start.error = None
-        assert (await ask("POST", "search", SEARCH)).status == 503  # not at every request
+        assert (await ask("POST", "search", SEARCH)).status == 424  # not at every request
         assert start.times == 1
         monkeypatch.setattr(engine_module, "_AGAIN_AFTER_S", 0.0)
         assert (await ask("POST", "search", SEARCH)).status == 200
@@ -104,7 +104,8 @@ class TestFailedStart:
         await ask("POST", "search", SEARCH)
         times = start.times
         answer = await ask("POST", "search", SEARCH)
-        assert (answer.status, start.times) == (503, times)
+        assert (answer.status, answer.body["code"], start.times) == (424, "config", times)
+        assert "Retry-After" not in answer.headers
         assert "mongdb" in answer.body["message"]
 
     async def test_a_surprise_keeps_its_text_in_the_log(

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -209,16 +210,48 @@ def test_jupyter_superduper_refuses_a_wrong_file_before_anything_starts(home: Pa
     assert "Traceback" not in done.stderr
 
 
+def wrong_starts(mongo_uri: str, home: Path) -> dict[str, tuple[dict[str, str], str, str]]:
+    """Return, for each way of not starting: environment, code of the answer, what its message must name."""
+    host = mongo_uri.rpartition("@")[2].partition("/")[0]
+    typo = home / "config.json"
+    typo.write_text(json.dumps({"mongdb": {"password": "s3cr3t"}}))
+    typo.chmod(0o600)
+    return {
+        "MongoDB is not there": (
+            {"SUPERDUPER_MONGODB__URI": "mongodb://ana:s3cr3t@127.0.0.1:1/"},
+            "mongodb_unavailable",
+            "127.0.0.1:1",
+        ),
+        "MongoDB refuses the password": (
+            {"SUPERDUPER_MONGODB__URI": f"mongodb://ana:s3cr3t@{host}/"},
+            "mongodb_unavailable",
+            host,
+        ),
+        "a setting with a typo": ({"SUPERDUPER_CONFIG": str(typo)}, "config", "mongdb"),
+    }
+
+
 @pytest.mark.slow
-def test_a_mongodb_that_refuses_keeps_the_notebook_server_alive(launch: Launch) -> None:
-    server = launch(SUPERDUPER_MONGODB__URI="mongodb://ana:s3cr3t@127.0.0.1:1/")
-    status = eventually(lambda: (s := server.status())["state"] != "starting" and s, "it gave up")
-    assert status["state"] == "failed"
-    assert "127.0.0.1:1" in status["error"]
-    code, body = server.ask("POST", "superduper/api/v1/search", {"database": "a", "collection": "b", "id": 1})
-    assert (code, body["code"], body["message"]) == (503, "mongodb_unavailable", status["error"])
-    assert server.ask("GET", "api/status")[0] == 200
-    assert "s3cr3t" not in server.log.read_text() + json.dumps(status)
+def test_engines_that_do_not_start_leave_the_notebook_server_alive(launch: Launch, mongo_uri: str, home: Path) -> None:
+    """A person has to look: requests get 424 with one line that says at what; the notebooks go on."""
+    wrong = wrong_starts(mongo_uri, home)
+    servers = {what: launch(**environment) for what, (environment, _, _) in wrong.items()}
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        wrong["a port in use"] = ({}, "unavailable", port)
+        servers["a port in use"] = launch(SUPERDUPER_JOBS__PORT=port)
+        for what, server in servers.items():
+            _, expected, named = wrong[what]
+            status = eventually(lambda server=server: (s := server.status())["state"] != "starting" and s, "it gave up")
+            assert status["state"] == "failed", what
+            code, body = server.ask("POST", "superduper/api/v1/search", {"database": "a", "collection": "b", "id": 1})
+            assert (code, body["code"], body["message"]) == (424, expected, status["error"]), what
+            assert named in body["message"], what
+            assert "\n" not in body["message"], what
+            assert server.ask("GET", "api/status")[0] == 200, what
+            assert "s3cr3t" not in server.log.read_text() + json.dumps(status), what
 
 
 def embed(text: str) -> np.ndarray:
