@@ -2,19 +2,28 @@
 # make test   lint, types, import rules and the whole test suite
 # make drills what takes minutes: pymongo's own tests with our client, and random kills while documents are written (DRILL_SEED= repeats)
 # make lab    the quickstart, open in JupyterLab
+# make panel  the panel of JupyterLab, by Node (npm); everything else works without it
 # All of them first make .venv, once for each state of pyproject.toml and constraints.txt.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN    := .venv/bin
 STAMP  := .venv/.installed-$(shell cat pyproject.toml constraints.txt | cksum | tr ' ' '-')
 
-.PHONY: demo lab test lint quick drills install clean
+.PHONY: demo lab panel test lint quick drills install clean
 
 demo: install
 	@$(BIN)/python scripts/demo.py
 
 lab: install
 	@$(BIN)/python scripts/demo.py lab
+
+PANEL := .venv/share/jupyter/labextensions/superduper-nb
+
+panel: install
+	cd labextension && npm ci --ignore-scripts --no-audit --no-fund && npm run build
+	rm -rf $(PANEL)
+	mkdir -p $(dir $(PANEL))
+	cp -r build/labextension $(PANEL)
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not drill"

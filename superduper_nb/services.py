@@ -20,12 +20,14 @@ from pymongo import MongoClient
 from superduper_nb._version import __version__
 from superduper_nb.cluster.dask import DaskPool
 from superduper_nb.cluster.mongod import Mongod, connect_options, wrap_uri_errors
+from superduper_nb.components.store import COLLECTION as COMPONENTS
 from superduper_nb.components.store import ComponentStore
 from superduper_nb.config import Config
 from superduper_nb.errors import ModelError, SuperduperError
 from superduper_nb.jobs.dispatcher import Dispatcher
 from superduper_nb.jobs.follower import Follower
 from superduper_nb.jobs.foreground import run_foreground
+from superduper_nb.jobs.records import COLLECTION as JOBS
 from superduper_nb.jobs.records import JobStore
 from superduper_nb.models.apply import Predictor
 from superduper_nb.models.loading import Loader
@@ -130,6 +132,12 @@ class _Engines:
     def refresh_index(self, database: str, collection: str, id: str) -> dict[str, Any]:
         """Load an index anew."""
         return self._search.refresh(database, collection, id)
+
+    def databases(self) -> list[str]:
+        """List the databases that hold components or jobs."""
+        ours = {"name": {"$in": [COMPONENTS, JOBS]}}
+        names = self.client.list_database_names()
+        return [name for name in names if self.client[name].list_collection_names(filter=ours)]
 
     def models(self, database: str) -> list[dict[str, Any]]:
         """List the models of a database, and how those in memory do."""

@@ -46,6 +46,7 @@ class SuperduperApp(ExtensionApp):
     description = "Run MongoDB, Dask workers, vector search and a model server behind a Jupyter server."
     extension_url = "/superduper"
     load_other_extensions = True
+    static_paths = [str(Path(__file__).parent / "static")]  # noqa: RUF012  (a trait of Jupyter's)
     aliases = {**ExtensionApp.aliases, "config": "SuperduperApp.cluster_file"}  # noqa: RUF012  (as traitlets has it)
     """Of the command only: in ``jupyter lab``, ``--config`` is Jupyter's own."""
     examples = """

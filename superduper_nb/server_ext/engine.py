@@ -28,6 +28,10 @@ if TYPE_CHECKING:
             """The MongoDB in use, with credentials."""
             ...
 
+        def databases(self) -> list[str]:
+            """List the databases that hold components or jobs."""
+            ...
+
         def stream(self, database: str, model: str, x: Any, version: int | None = None, **options: Any) -> Stream:
             """Have a model's output yielded; options are those of `ModelServer.stream`."""
             ...

@@ -63,8 +63,10 @@ class EventLog:
             wake()
 
     def since(self, seq: int) -> EventPage:
-        """Return the events after number `seq`; 0 returns all that are held."""
+        """Return the events after number `seq`; 0 returns all that are held, -1 none of them."""
         with self._lock:
+            if seq < 0:
+                return EventPage([], self._last, missed=False)
             first = self._last - len(self._events) + 1
             if restarted := seq > self._last:
                 seq = 0

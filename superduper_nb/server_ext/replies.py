@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = [
+    "DatabasesReply",
     "ErrorReply",
     "EventsReply",
     "IndexReply",
@@ -46,6 +47,12 @@ class StatusReply(_Reply):
     pid: int
     instance: str
     components: dict[str, Any] = Field(description="State, version and address of each; never a secret.")
+
+
+class DatabasesReply(_Reply):
+    """The databases that hold components or jobs."""
+
+    databases: list[str]
 
 
 class SearchReply(_Reply):

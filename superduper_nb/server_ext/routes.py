@@ -39,6 +39,7 @@ ROUTES: Final = (  # tried in this order, so those that are asked for most stand
     Route("models/{database}/{model}/predict", models.PredictHandler),
     Route("search", search.SearchHandler),
     Route("status", status.StatusHandler),
+    Route("databases", status.DatabasesHandler),
     Route("indexes", indexes.IndexesHandler),
     Route("indexes/{database}/{collection}/{index}", indexes.IndexHandler),
     Route("indexes/{database}/{collection}/{index}/refresh", indexes.IndexRefreshHandler),

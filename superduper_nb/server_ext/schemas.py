@@ -248,7 +248,7 @@ class LogsQuery(_Query):
 class EventsQuery(_Query):
     """Which events."""
 
-    since: int = Field(0, ge=0, description="The `next` of the page before; 0 for all that are held.")
+    since: int = Field(0, ge=-1, description="The `next` of the page before; 0 for all that are held, -1 for none.")
 
 
 # Checks

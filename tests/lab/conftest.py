@@ -29,6 +29,7 @@ FLAGS = [
     "--disable-sync",
 ]
 SHOTS = demo.BUILD / "screenshots"
+PANEL = demo.BUILD / "labextension"
 SETTINGS = {
     "notebook-extension/tracker": {"windowingMode": "none"},  # every output stays in the page, to be looked at
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
@@ -36,8 +37,8 @@ SETTINGS = {
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """Return a running JupyterLab, with the quickstart in its folder."""
+def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """Return a running JupyterLab, with the quickstart in its folder; its parameter is the base URL."""
     home = tmp_path_factory.mktemp("lab")
     work = home / "work"
     work.mkdir()
@@ -46,11 +47,17 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         path = home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(values))
+    if PANEL.exists():
+        extensions = home / "data" / "labextensions"
+        extensions.mkdir(parents=True)
+        (extensions / "superduper-nb").symlink_to(PANEL)
     token, mark = token_urlsafe(24), token_hex(8)
     more = {"JUPYTER_TOKEN": token, demo.MARK: mark, "JUPYTERLAB_SETTINGS_DIR": str(home / "settings")}
     more["OMP_NUM_THREADS"] = "1"  # torch gets slow when more threads than free cores wait for each other
     options = ["--no-browser", f"--ServerApp.port={demo.free_port()}", f"--ServerApp.root_dir={work}"]
     options += ["--expose-app-in-browser", "--ServerApp.open_browser=False"]
+    options += ["--JupyterNotebookApp.expose_app_in_browser=True"]
+    options += [f"--ServerApp.base_url={getattr(request, 'param', '/')}"]
     with (home / "server.log").open("w") as log:
         command = demo.server_command("lab", options)
         server = subprocess.Popen(command, env=demo.environment(home, **more), stdout=log, stderr=log)
@@ -91,13 +98,13 @@ def open_notebook(lab: Lab, browser: Any) -> Iterator[Callable[..., Book]]:
     """Return a function that opens a notebook (a new one of given cells) in a page of its own."""
     contexts = []
 
-    def opened(name: str, *cells: str) -> Book:
+    def opened(name: str, *cells: str, app: str = "lab") -> Book:
         if cells:
             (lab.work / name).write_text(new_notebook(*cells))
         context = browser.new_context(viewport={"width": 1180, "height": 900}, device_scale_factor=1)
         contexts.append(context)
         book = Book(context.new_page(), lab)
-        book.open(name)
+        book.open(name, app)
         return book
 
     yield opened
@@ -114,12 +121,14 @@ class Book:
     complaints: list[str] = field(default_factory=list)
     """What the console said in red, and dialogs that a script opened."""
 
-    def open(self, name: str) -> None:
+    def open(self, name: str, app: str = "lab") -> None:
+        """Open a notebook in ``lab``, or in Notebook 7 (``notebook``)."""
         page = self.page
         page.on("console", lambda message: message.type == "error" and self.complaints.append(message.text))
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.on("dialog", lambda dialog: (self.complaints.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-        page.goto(f"{self.lab.url}lab/workspaces/{Path(name).stem}/tree/{name}?token={self.lab.token}")
+        place = f"lab/workspaces/{Path(name).stem}/tree" if app == "lab" else "notebooks"
+        page.goto(f"{self.lab.url}{place}/{name}?token={self.lab.token}")
         page.wait_for_selector(".jp-NotebookPanel .jp-Cell", timeout=90_000)
         with suppress(Exception):  # asked only where the notebook names no kernel
             page.locator(".jp-Dialog .jp-mod-accept").click(timeout=2_000)

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+PANEL = ROOT / "build" / "labextension"
+PANEL_AT = "share/jupyter/labextensions/superduper-nb/"
 ENABLED_BY = Path("etc/jupyter/jupyter_server_config.d/superduper_nb.json")
 
 
@@ -65,8 +67,9 @@ def test_wheel_holds_every_file_of_the_package(wheel: zipfile.ZipFile) -> None:
 def test_wheel_holds_nothing_else(wheel: zipfile.ZipFile) -> None:
     tops = {name.split("/")[0].partition("-")[0] for name in wheel.namelist()}
     assert tops == {"superduper_nb"}
-    data = [name for name in wheel.namelist() if ".data/" in name]
-    assert [name.partition(".data/data/")[2] for name in data] == [ENABLED_BY.as_posix()]
+    data = [name.partition(".data/data/")[2] for name in wheel.namelist() if ".data/" in name]
+    panel = [f"{PANEL_AT}{path.relative_to(PANEL).as_posix()}" for path in PANEL.rglob("*") if path.is_file()]
+    assert sorted(data) == sorted([ENABLED_BY.as_posix(), *panel])
 
 
 def test_metadata_names_licence_python_and_extras(wheel: zipfile.ZipFile) -> None:
@@ -88,6 +91,11 @@ def test_install_enables_the_server_extension_and_uninstall_takes_it_away(fresh_
     assert enabled_by.is_file()
     assert any("enabled" in line for line in lines), listed.stderr
     assert any("OK" in line for line in lines), listed.stderr
+    if PANEL.exists():
+        listed = run(fresh_python, "from jupyterlab.labextensions import main; main(['list'])", tmp_path)
+        (line,) = (line for line in (listed.stdout + listed.stderr).splitlines() if "superduper-nb" in line)
+        assert "enabled" in line
+        assert "OK" in line
     helped = subprocess.run(
         [fresh_python.parent / "jupyter-superduper", "--help"],
         cwd=tmp_path,

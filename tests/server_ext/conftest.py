@@ -108,6 +108,9 @@ class FakeServices:
         self._asked("refresh_index", (database, collection, id))
         return self.describe_index(database, collection, id)
 
+    def databases(self) -> list[str]:
+        return ["shop"]
+
     def models(self, database: str) -> list[dict[str, Any]]:
         return [{"id": "double", "version": 0}]
 

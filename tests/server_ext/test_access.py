@@ -135,7 +135,7 @@ def test_all_registered_routes_are_known(jp_serverapp: Any, app: Any) -> None:
         for rule in getattr(group.target, "rules", [])
         if is_ours(getattr(rule.matcher, "regex", re.compile("")).pattern)
     ]
-    assert len(patterns) == len(ROUTES) + 2  # the page, and paths that do not exist
+    assert len(patterns) == len(ROUTES) + 3  # the page, its static files, and paths that do not exist
 
 
 async def test_cookies_alone_change_nothing(running: Any, ask: Any, jp_serverapp: Any, start: SimpleNamespace) -> None:

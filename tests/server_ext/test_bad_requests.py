@@ -168,7 +168,7 @@ PATHS += [
     "jobs?db=shop&limit=0",
     "jobs?db=shop&limit=x",
 ]
-PATHS += ["jobs/j1/logs?db=shop&since=-1", "events?since=-1", "events?since=%ff", "status?x=1"]
+PATHS += ["jobs/j1/logs?db=shop&since=-1", "events?since=-2", "events?since=%ff", "status?x=1"]
 
 
 async def test_bad_names_and_parameters(running: Any, http_server_client: Any, jp_auth_header: Any) -> None:

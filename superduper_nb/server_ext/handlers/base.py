@@ -297,7 +297,8 @@ class ApiBase(ExtensionHandlerMixin, JupyterHandler):
 
     def _query(self) -> dict[str, str | None]:
         names = self.request.query_arguments.keys() - _JUPYTERS_OWN
-        return {name: self.get_query_argument(name, strip=False) for name in names}
+        # JupyterLab asks with the time as one more name, so that no cache answers.
+        return {name: self.get_query_argument(name, strip=False) for name in names if not name.isdigit()}
 
     def _accepted(self) -> str:
         return BSON if BSON in self.request.headers.get("Accept", "") else JSON

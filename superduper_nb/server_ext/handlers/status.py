@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,14 +13,17 @@ from tornado import web
 
 from superduper_nb._version import __version__
 from superduper_nb.errors import ServiceError
-from superduper_nb.server_ext.handlers.base import ApiHandler, authorized, operation
-from superduper_nb.server_ext.replies import StatusReply
-from superduper_nb.server_ext.schemas import NoQuery
+from superduper_nb.server_ext.handlers.base import ApiHandler, Work, authorized, operation
+from superduper_nb.server_ext.replies import DatabasesReply, StatusReply
+from superduper_nb.server_ext.schemas import NoBody, NoQuery
 
-__all__ = ["PageHandler", "StatusHandler"]
+__all__ = ["DatabasesHandler", "PageHandler", "StatusHandler"]
 
 RESOURCE: Final = "superduper:status"
 _PAGE: Final = Path(__file__).parents[1] / "page.html"
+_POLICY: Final = "default-src 'none'; base-uri 'none'; form-action 'none'; " + "; ".join(
+    f"{kind}-src 'self'" for kind in ("script", "style", "img", "connect")
+)
 
 
 class StatusHandler(ApiHandler):
@@ -46,8 +50,26 @@ class StatusHandler(ApiHandler):
         return {**known, **own, "state": engine.state, "error": problem}
 
 
+class DatabasesHandler(ApiHandler):
+    """``databases``."""
+
+    _track_activity = False
+
+    @web.authenticated
+    @authorized(action="read", resource="superduper:databases")
+    @operation("List the databases that hold components or jobs", reply=DatabasesReply, lane="control")
+    def get(self, work: Work[NoBody, NoQuery]) -> Mapping[str, Any]:
+        """List them."""
+        return {"databases": work.services.databases()}
+
+
 class PageHandler(ExtensionHandlerMixin, JupyterHandler):
     """A page that shows the status."""
+
+    @property
+    def content_security_policy(self) -> str:
+        """As for the rest of Jupyter, and nothing but its own script, style and data."""
+        return f"{super().content_security_policy}; {_POLICY}"
 
     @web.authenticated
     @authorized(action="read", resource=RESOURCE)
