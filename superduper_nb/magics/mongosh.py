@@ -78,7 +78,8 @@ def _asked(call: Call, body: Body, collection: str, asked: Step, shaping: list[S
     name = _checked(body, asked, _READING, "a collection")
     if not collection:
         raise body.refusal(f"db has no {name}: write db.collection.{name}(…).", asked.node)
-    args = Namespace(**{**_DEFAULTS, **vars(call.args), "target": f"{call.target.database}.{collection}"})
+    defaults = vars(_FIND.parser.read(()))  # whatever options there are: an expression names few of them
+    args = Namespace(**{**defaults, **vars(call.args), "target": f"{call.target.database}.{collection}"})
     args.n = 1 if name == "findOne" else None
     inner = Call(args, call.connections, call.names, rows=call.rows)
     given = dict(zip(_READING[name], _bounded(body, asked, len(_READING[name])), strict=False))
@@ -188,11 +189,7 @@ _EXPECTED: Final = (
     "For a filter alone write %%sddb find."
 )
 _EXAMPLES: Final = {"sort": "{price: -1}", "limit": "5", "skip": "10", "projection": "{text: 1}"}
-_DEFAULTS: Final[Mapping[str, Any]] = {
-    **dict.fromkeys(("n", "skip", "sort", "fields", "index", "min_score"), None),
-    "exact": False,
-    "explain": False,
-}
+_FIND: Final = next(command for command in querying.COMMANDS if command.name == "find")
 COMMANDS: Final = (
     Command(
         "mongosh",

@@ -174,6 +174,8 @@ class Book:
         self.page.evaluate(f"jupyterapp.commands.execute('apputils:change-theme', {{theme: 'JupyterLab {name}'}})")
         light = "true" if name == "Light" else "false"
         self.page.wait_for_selector(f'body[data-jp-theme-light="{light}"]', state="attached", timeout=20_000)
+        # JupyterLab removes its splash twice, and fails, where the next change comes before the first is gone.
+        self.page.wait_for_selector("#jupyterlab-splash", state="detached", timeout=20_000)
 
     def shoot(self, name: str, number: int, theme: str = "Light") -> None:
         """Keep a picture of a cell."""

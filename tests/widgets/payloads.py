@@ -56,6 +56,7 @@ ALLOWED = {
     "style": set(),
     "p": {"class"},
     "strong": set(),
+    "mark": set(),
     "table": {"class"},
     "thead": set(),
     "tbody": set(),

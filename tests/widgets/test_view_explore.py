@@ -34,7 +34,7 @@ def _alive() -> dict[str, Any]:
     return dict(widget._instances)
 
 
-OURS = ("<li [('class', 'sddb-is-", "<mark []>", "<button [('type', 'button'), ('data-act', ", "<span [('aria-hidden'")
+OURS = ("<li [('class', 'sddb-is-", "<button [('type', 'button'), ('data-act', ", "<span [('aria-hidden'")
 """What `foreign_parts` calls foreign, and only templates draw."""
 
 
