@@ -106,7 +106,11 @@ class Engine:
 
     def try_again(self) -> None:
         """Start again if the last start failed for a reason that may have passed, and that was a while ago."""
-        if self.state == "failed" and not isinstance(self.failure, ConfigError) and time.monotonic() - self._ended > _AGAIN_AFTER_S:
+        if (
+            self.state == "failed"
+            and not isinstance(self.failure, ConfigError)
+            and time.monotonic() - self._ended > _AGAIN_AFTER_S
+        ):
             self.start()
 
     def _fail(self, error: SuperduperError) -> None:
@@ -160,6 +164,6 @@ class Engine:
 
 
 def _not_started(failure: SuperduperError) -> ApiError:
-    """Return the answer to requests while the start has failed: what they depend on is wrong, and a person must look."""
+    """Return the answer while the start has failed: what requests depend on is wrong, and a person must look."""
     again = None if isinstance(failure, ConfigError) else _AGAIN_AFTER_S
     return ApiError(424, str(failure), code=failure.code, retry_after=again)
