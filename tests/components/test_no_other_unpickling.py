@@ -18,7 +18,7 @@ ALLOWED = {
     "components/artifacts.py": "verifies signatures first",
     "components/fingerprint.py": "only writes, into a hash",
     "documents/types.py": "the type 'pickle', which loads nothing that is not vouched for",
-    "serving/dispatcher.py": "between the model server and its own child process",
+    "serving/replica.py": "between the model server and its own child process",
     "serving/server.py": "between the model server and its own child process",
     "serving/wire.py": "between the model server and its own child process",
     "serving/child.py": "between the model server and its own child process",
