@@ -14,8 +14,9 @@ from superduper_nb.client.jobs import JobList, Jobs
 from superduper_nb.client.learning import check_training, target_kind, train, trained_as
 from superduper_nb.client.registered import Registered, passed_on
 from superduper_nb.components.store import check_identifier
-from superduper_nb.documents.paths import OUTPUTS, check_path
+from superduper_nb.documents.paths import BASE, OUTPUTS, check_path
 from superduper_nb.errors import InvalidInputError
+from superduper_nb.jobs.downloads import pending_content
 from superduper_nb.jobs.watchers import Watcher, overlap, plan
 from superduper_nb.search.measures import BUILTIN
 from superduper_nb.training import Training
@@ -115,7 +116,10 @@ class Collection(FindingCollection[_DocumentType]):
         self._check_watcher(watcher)
         _, new = workspace.store.put("watcher", watcher.id, watcher.definition(), collection=self.name)
         workspace.changed()
-        return workspace.started(workspace.backfill([watcher]) if new and compute else {})
+        if not (new and compute):
+            return Jobs(workspace, {})
+        fetch = workspace.fetch(self.name, pending_content(watcher.key)) if watcher.key != BASE else {}
+        return workspace.started({**fetch, **workspace.backfill([watcher], list(fetch.values()))})
 
     def _check_watcher(self, watcher: Watcher) -> None:
         """Raise where a watcher can't be registered beside those that are."""
@@ -124,7 +128,7 @@ class Collection(FindingCollection[_DocumentType]):
         for feature, upstream in watcher.features.items():
             _check_key(feature)
             workspace.store.get("watcher", f"{upstream}/{feature}", collection=self.name)
-        others = [other for other in workspace.watchers(self.name) if other.id != watcher.id]
+        others = [other for other in workspace.upkeep(self.name).watchers if other.id != watcher.id]
         _check_outputs(watcher, others)
         plan([*others, watcher])  # raises where they read from each other in a circle
 

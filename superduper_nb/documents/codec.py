@@ -15,7 +15,8 @@ from bson.binary import VECTOR_SUBTYPE, Binary
 from bson.errors import InvalidDocument
 
 from superduper_nb.documents.arrays import Array, Vector
-from superduper_nb.documents.content import CONTENT, Failed, Pending, is_content
+from superduper_nb.documents.content import CONTENT, Failed, Pending, is_content, settled
+from superduper_nb.documents.download_policy import check_form
 from superduper_nb.documents.paths import join_path
 from superduper_nb.documents.plain import READ_LEAVES, WRITE_LEAVES, is_plain
 from superduper_nb.documents.types import Type, classes_of
@@ -95,6 +96,13 @@ class Codec:
             return value if is_plain((value,), self._plain_writes) else self._encode(value, ())
         except RecursionError:
             raise EncodeError("This value is nested too deeply to be stored, or contains itself.") from None
+
+    def plain(self, value: Any) -> bool:
+        """Say, at a quick look, whether a value holds nothing but what MongoDB stores itself, so also no content."""
+        try:
+            return is_plain((value,), self._plain_writes)
+        except RecursionError:  # `encode` says what is wrong
+            return False
 
     def encode_as(self, type_id: str, value: Any) -> Any:
         """Return a value as MongoDB stores it, encoded by the type of this name."""
@@ -180,7 +188,9 @@ class Codec:
         content = value[CONTENT]
         try:
             self._type(content.get("type", "bytes"))
-        except InvalidInputError as error:
+            if not {"bytes", "error"} & content.keys():
+                check_form(content["url"])
+        except SuperduperError as error:
             raise EncodeError(f"{_place(path)}: {error}") from None
         if "bytes" not in content and join_path(path) is None:
             raise EncodeError(
@@ -255,7 +265,7 @@ class Codec:
             return value
 
     def _decode_content(self, content: Mapping[str, Any], strict: bool) -> Any:
-        data, url = content.get("bytes"), content.get("url")
+        data, url, failure = settled(content, "bytes"), content.get("url"), settled(content, "error")
         if not isinstance(url, str):
             url = None
         if data is not None:
@@ -265,7 +275,7 @@ class Codec:
                 if strict:
                     raise _decode_error(content, error) from error
                 return Failed(url, _said(error), content)
-        place = Failed(url, str(content["error"]), content) if "error" in content else Pending(str(url), content)
+        place = Pending(str(url), content) if failure is None else Failed(url, str(failure), content)
         if strict:
             raise InvalidInputError(f"This content is not there: {place!r}")
         return place

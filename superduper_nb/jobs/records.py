@@ -253,6 +253,11 @@ class JobStore:
         left = [job["progress"] for job in self._jobs.find(query, {"progress": 1})]
         return sum(max(0, (progress["total"] or 0) - progress["done"]) for progress in left)
 
+    def active(self, collection: str) -> tuple[str, ...]:
+        """Return the jobs of a collection that have not ended."""
+        query = {"state": {"$in": list(ACTIVE_STATES)}, "collection": collection}
+        return tuple(job["_id"] for job in self._jobs.find(query, {"_id": 1}))
+
     def logs(self, id: str, since: int = 0) -> Records:
         """List what a job printed, from line `since` on."""
         self.get(id)
