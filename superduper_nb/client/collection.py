@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from pymongo.errors import OperationFailure
 from pymongo.typings import _DocumentType
 
 from superduper_nb.client.database import Database
-from superduper_nb.client.finding import FindingCollection
+from superduper_nb.client.deriving import DerivingCollection
 from superduper_nb.client.jobs import JobList, Jobs
 from superduper_nb.client.learning import check_training, target_kind, train, trained_as
 from superduper_nb.client.registered import Registered, passed_on
@@ -29,7 +28,7 @@ __all__ = ["Collection"]
 _PRIVATE: Final = (OUTPUTS, "_sddb")
 
 
-class Collection(FindingCollection[_DocumentType]):
+class Collection(DerivingCollection[_DocumentType]):
     """A `pymongo.collection.Collection`.
 
     Attributes
@@ -132,15 +131,6 @@ class Collection(FindingCollection[_DocumentType]):
         _check_outputs(watcher, others)
         plan([*others, watcher])  # raises where they read from each other in a circle
 
-    def _checked(self, filter: Mapping[str, Any] | None) -> dict[str, Any]:
-        """Return a filter as it is to be registered, if MongoDB takes it."""
-        try:
-            encoded: dict[str, Any] = dict(self._workspace.codec.encode(dict(filter or {})))
-            self._workspace.store.database[self.name].find_one(encoded, {"_id": 1})
-        except (OperationFailure, TypeError, ValueError) as error:
-            raise InvalidInputError(f"MongoDB refuses filter={filter!r:.80}: {error}") from None
-        return encoded
-
     def create_semantic_index(
         self,
         id: str,
@@ -210,10 +200,14 @@ class Collection(FindingCollection[_DocumentType]):
         jobs = Jobs(workspace, {})
         if f"{models[0]}/{keys[0]}" not in self.watchers:
             jobs = self._watch(Watcher(self.name, models[0], keys[0], definition["filter"]), compute=loss is None)
-        index, _ = workspace.store.put("semantic_index", id, definition, collection=self.name, obj=code or None)
+        index, new = workspace.store.put("semantic_index", id, definition, collection=self.name, obj=code or None)
         workspace.changed()
         if loss is not None:
             jobs = train(workspace, index)
+        if new and index.version > 1 and (near := workspace.upkeep(self.name).upon(id)):
+            jobs = workspace.started(
+                {**{name: job.id for name, job in jobs.items()}, **workspace.revise(self.name, near)}
+            )
         workspace.services.describe_index(self.database.name, self.name, id)  # loaded before the first search comes
         return jobs
 

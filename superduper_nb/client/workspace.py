@@ -172,10 +172,9 @@ class Workspace:
 
     def fetch(self, collection: str, filter: Mapping[str, Any]) -> dict[str, str]:
         """Record a job that fetches content for the documents that match, where some do."""
-        documents = self.store.database[collection]
-        if documents.find_one(filter, {"_id": 1}) is None:
+        total = self.store.database[collection].count_documents(filter)
+        if not total:
             return {}
-        total = documents.count_documents(filter) if filter else documents.estimated_document_count()
         job = NewJob(DOWNLOAD, DOWNLOAD, collection, "", matching(filter), total)
         self.jobs.create([job])
         return {job.name: job.id}

@@ -129,8 +129,8 @@ class PlannedWrite:
     def update(self, filter: Any, update: Any, *, upsert: bool = False, many: bool = False, **options: Any) -> Any:
         """Take part of an update; return it as it is to be sent."""
         changed = changed_paths(update)
-        encoded = self._codec.encode(update)
-        content = set() if self._codec.plain(update) and isinstance(update, Mapping) else changed_content(encoded)
+        encoded = self._codec.encode(update, update=True)
+        content = changed_content(encoded, plain=self._codec.plain(update))
         if self._upkeep.steps(changed, content):
             found = self._find(filter, {"_id": 1}, many=many, **options)
             self._add([document["_id"] for document in found], changed, content)

@@ -25,6 +25,8 @@ from superduper_nb.errors import InvalidInputError, SuperduperError, did_you_mea
 __all__ = ["Codec", "EncodeError"]
 
 _Path = tuple[str | int, ...]
+_UPDATE: _Path = (-1,)
+"""How a path in an update begins."""
 _Encoder = Callable[[Any, _Path], Any]
 
 
@@ -82,10 +84,15 @@ class Codec:
 
     # Writing
 
-    def encode(self, value: Any) -> Any:
+    def encode(self, value: Any, *, update: bool = False) -> Any:
         """Return a document, or any value in one, as MongoDB stores it. The value itself is not changed.
 
         Where there is nothing to do, the very same object comes back.
+
+        Parameters
+        ----------
+        update : bool, default False
+            It is an update: operators, with fields that may be dotted paths.
 
         Raises
         ------
@@ -93,7 +100,7 @@ class Codec:
             No type knows how to store a value (or its type refused it): names where it is and which types there are.
         """
         try:
-            return value if is_plain((value,), self._plain_writes) else self._encode(value, ())
+            return value if is_plain((value,), self._plain_writes) else self._encode(value, _UPDATE if update else ())
         except RecursionError:
             raise EncodeError("This value is nested too deeply to be stored, or contains itself.") from None
 
@@ -192,7 +199,7 @@ class Codec:
                 check_form(content["url"])
         except SuperduperError as error:
             raise EncodeError(f"{_place(path)}: {error}") from None
-        if "bytes" not in content and join_path(path) is None:
+        if "bytes" not in content and join_path(_field(path)) is None:
             raise EncodeError(
                 f"{_place(path)}: content to be fetched can't be below a field whose name is empty, holds a dot or "
                 "starts with '$'."
@@ -303,5 +310,13 @@ def _name(cls: type) -> str:
     return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
 
 
+def _field(path: _Path) -> _Path:
+    """Return the path of a field in the document that an update changes, without operators."""
+    if path[:1] != _UPDATE:
+        return path
+    return tuple(name for part in path[1:] for name in str(part).split(".") if not name.startswith("$"))
+
+
 def _place(path: _Path) -> str:
-    return f"Value at {'.'.join(map(str, path))!r}" if path else "Value"
+    shown = path[1:] if path[:1] == _UPDATE else path
+    return f"Value at {'.'.join(map(str, shown))!r}" if shown else "Value"

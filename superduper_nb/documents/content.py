@@ -133,18 +133,22 @@ def find_content(document: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 def find_downloads(document: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield ``(dotted path, content)`` for what a document still has to fetch; what failed before is left out."""
-    for path, content in find_content(document):
-        if settled(content, "bytes") is None and settled(content, "error") is None:
-            yield path, content
+    return ((path, content) for path, content in find_content(document) if _is_open(content))
 
 
-def changed_content(update: Any) -> set[str] | None:
+def _is_open(content: Mapping[str, Any]) -> bool:
+    return "url" in content and settled(content, "bytes") is None and settled(content, "error") is None
+
+
+def changed_content(update: Any, *, plain: bool = False) -> set[str] | None:
     """Return the fields in which an update may leave something to be fetched; None: it may be anywhere.
 
     Parameters
     ----------
     update : mapping or list
         As MongoDB takes it: operators with fields, or a pipeline.
+    plain : bool, default False
+        None of its values holds content; a path may lead into some.
     """
     if not isinstance(update, Mapping):
         return None if _mentions(update) else set()
@@ -152,7 +156,7 @@ def changed_content(update: Any) -> set[str] | None:
     for fields in update.values():
         for path, value in fields.items() if isinstance(fields, Mapping) else ():
             head, inside, _ = f".{path}.".partition(f".{CONTENT}.")
-            if inside or any("url" in content and "bytes" not in content for _, content in _walk(value, ())):
+            if inside or (not plain and any(_is_open(content) for _, content in _walk(value, ()))):
                 paths.add(head.strip("."))
     return paths
 

@@ -427,6 +427,11 @@ class JobStore:
         self._queue_again(id)
         return self.get(id)
 
+    def behind(self, id: str) -> Records:
+        """List the jobs that wait for a job, directly or not, parents first."""
+        children = list(self._jobs.find({"parents": id}).sort("_id", 1))
+        return children + [job for child in children for job in self.behind(child["_id"])]
+
     def _queue_again(self, id: str) -> None:
         fresh = {name: value for name, value in _FRESH.items() if name != "progress"}
         fresh |= {f"progress.{name}": value for name, value in _FRESH["progress"].items()}

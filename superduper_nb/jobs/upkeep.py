@@ -32,6 +32,7 @@ class Neighbourhood:
     """
 
     id: str
+    index: str
     watcher: str
     filtered: bool
 
@@ -90,6 +91,10 @@ class Upkeep:
             if each.filtered or each.watcher in planned
         ]
 
+    def upon(self, index: str) -> list[str]:
+        """List the neighbourhoods of a semantic index."""
+        return [each.id for each in self.neighbourhoods if each.index == index]
+
     def after_delete(self) -> list[Step]:
         """List the jobs that follow from a deletion."""
         return [Step("neighbours", each.name, each.id) for each in self.neighbourhoods]
@@ -111,7 +116,7 @@ def upkeep_of(store: ComponentStore, collection: str) -> Upkeep:
 
 def _neighbourhood(component: Component, index: Component) -> Neighbourhood:
     watcher = f"{index.definition['models'][0]}/{index.definition['keys'][0]}"
-    return Neighbourhood(component.id, watcher, bool(index.definition["filter"]))
+    return Neighbourhood(component.id, index.id, watcher, bool(index.definition["filter"]))
 
 
 def new_jobs(
