@@ -101,7 +101,7 @@ class Cursor(PymongoCursor[_DocumentType]):
             self._join.put(self._data, asked, self._neighbours)
 
     def _neighbours(self, query: Mapping[str, Any], projection: Mapping[str, Any]) -> Cursor[Any]:
-        inner: Cursor[Any] = Cursor(self._collection, query, projection, session=self._session)
+        inner: Cursor[Any] = Cursor(self._collection, query, projection, session=self.session)
         inner._read_preference = self._read_preference
         if self._features is not None:
             inner._features = self._features
@@ -132,7 +132,7 @@ class Cursor(PymongoCursor[_DocumentType]):
     def _of(self, ids: list[Any]) -> PymongoCursor[Any]:
         """Return a cursor over these documents, with this one's options; the filter once more, as it is now."""
         query = {"$and": [{"_id": {"$in": ids}}, self._spec]} if self._spec else {"_id": {"$in": ids}}
-        inner: Cursor[Any] = Cursor(self._collection, query, session=self._session)
+        inner: Cursor[Any] = Cursor(self._collection, query, session=self.session)
         for name in _PASSED_ON:
             setattr(inner, name, getattr(self, name))
         if self._ordering and "_score" in self._ordering:
