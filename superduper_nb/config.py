@@ -135,6 +135,37 @@ class JobsConfig(_Section):
         return f"tcp://{_join(self.host, self.port or 8786)}"
 
 
+class DownloadsConfig(_Section):
+    """What content may be fetched from where: see `superduper_nb.documents.download_policy.DownloadPolicy`."""
+
+    roots: tuple[str, ...] = ()
+    trusted_hosts: frozenset[str] = frozenset()
+    headers: dict[str, dict[str, SecretStr]] = Field(default_factory=dict, repr=False)
+    ca_file: str | None = None
+    connect_timeout: float = Field(default=5, gt=0)
+    read_timeout: float = Field(default=10, gt=0)
+    total_timeout: float = Field(default=60, gt=0)
+    max_bytes: int = Field(default=64 * 2**20, ge=1)
+    max_redirects: int = Field(default=5, ge=0)
+    user_agent: str = "superduper-nb"
+    at_once: int = Field(default=16, ge=1, le=256)
+    per_host: int = Field(default=4, ge=1, le=256)
+    tries: int = Field(default=3, ge=1, le=10)
+
+    def values(self) -> dict[str, Any]:
+        """Return all of it as plain values, the headers with their secrets."""
+        headers = {
+            host: {name: value.get_secret_value() for name, value in each.items()}
+            for host, each in self.headers.items()
+        }
+        return {**self.model_dump(), "headers": headers}
+
+    def environment(self) -> dict[str, str]:
+        """Return the variables that hand it to a process of ours."""
+        values = {**self.values(), "trusted_hosts": sorted(self.trusted_hosts)}
+        return {} if self == DownloadsConfig() else {f"{ENV_PREFIX}DOWNLOADS": json.dumps(values)}
+
+
 class Config(BaseSettings):
     """All settings; make one with :meth:`load`.
 
@@ -146,6 +177,8 @@ class Config(BaseSettings):
         None: the own notebook server if there is one; True: there must be one; False: everything in this process.
     mongodb, jobs, linear_algebra, model_server
         Where each part runs.
+    downloads
+        What content may be fetched from where.
     redis
         Accepted for the sake of old files, and ignored: Dask took its place.
     valid_fraction
@@ -168,6 +201,7 @@ class Config(BaseSettings):
     jobs: JobsConfig = JobsConfig()
     linear_algebra: Address = Address()
     model_server: ModelServerConfig = ModelServerConfig()
+    downloads: DownloadsConfig = DownloadsConfig()
     redis: dict[str, Any] | None = Field(default=None, repr=False)
     valid_fraction: float = Field(default=0.05, ge=0, lt=1)
 
@@ -268,7 +302,9 @@ def _parse(content: bytes, path: Path) -> dict[str, Any]:
 def _holds_secret(settings: Mapping[str, Any]) -> bool:
     mongodb = settings.get("mongodb")
     uri = mongodb.get("uri") if isinstance(mongodb, Mapping) else None
-    return "token" in settings or "token=" in str(settings.get("url")) or "@" in str(uri)
+    downloads = settings.get("downloads")
+    headers = downloads.get("headers") if isinstance(downloads, Mapping) else None
+    return bool(headers) or "token" in settings or "token=" in str(settings.get("url")) or "@" in str(uri)
 
 
 def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,8 @@ from superduper_nb.cluster.dask import DaskPool
 from superduper_nb.cluster.mongod import Mongod, connect_options, wrap_uri_errors
 from superduper_nb.components.store import COLLECTION as COMPONENTS
 from superduper_nb.components.store import ComponentStore
-from superduper_nb.config import Config
+from superduper_nb.config import Config, DownloadsConfig
+from superduper_nb.documents.download import DownloadPolicy
 from superduper_nb.errors import ModelError, SuperduperError
 from superduper_nb.jobs.dispatcher import Dispatcher
 from superduper_nb.jobs.follower import Follower
@@ -198,18 +199,21 @@ class InProcessServices(_Engines):
     ----------
     client : pymongo.MongoClient
         Where documents, components and jobs are.
+    downloads : DownloadsConfig, optional
+        What content may be fetched from where.
     """
 
     mode = "in one process"
 
-    def __init__(self, client: MongoClient[Any]) -> None:
+    def __init__(self, client: MongoClient[Any], downloads: DownloadsConfig | None = None) -> None:
         self._loaders: dict[str, Loader] = {}
+        self._downloads = DownloadPolicy(**(downloads or DownloadsConfig()).values())
         super().__init__(client, InProcessModels(self._load, self._current))
 
     def notify(self, database: str, jobs: Collection[str]) -> None:
         """Run these jobs, and return when they have ended."""
         if jobs:
-            run_foreground(self.client[database], self._loader(database), jobs)
+            run_foreground(self.client[database], self._loader(database), jobs, self._downloads)
 
     def _loader(self, database: str) -> Loader:
         return self._loaders.setdefault(database, Loader(self.client[database]))
@@ -316,7 +320,7 @@ def _in_flight(config: Config) -> int:
 
 def _pool(config: Config, mongo_uri: str) -> DaskPool:
     settings = config.jobs
-    environment = {"SUPERDUPER_MONGODB__URI": mongo_uri}
+    environment = {"SUPERDUPER_MONGODB__URI": mongo_uri, **config.downloads.environment()}
     return DaskPool(
         address=settings.scheduler,
         workers=_workers(config),

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from pymongo.errors import OperationFailure
 from pymongo.typings import _DocumentType
 
 from superduper_nb.client.database import Database
-from superduper_nb.client.finding import FindingCollection
+from superduper_nb.client.deriving import DerivingCollection
 from superduper_nb.client.jobs import JobList, Jobs
 from superduper_nb.client.learning import check_training, target_kind, train, trained_as
 from superduper_nb.client.registered import Registered, passed_on
 from superduper_nb.components.store import check_identifier
-from superduper_nb.documents.paths import OUTPUTS, check_path
+from superduper_nb.documents.paths import BASE, OUTPUTS, check_path
 from superduper_nb.errors import InvalidInputError
+from superduper_nb.jobs.downloads import pending_content
 from superduper_nb.jobs.watchers import Watcher, overlap, plan
 from superduper_nb.search.measures import BUILTIN
 from superduper_nb.training import Training
@@ -28,7 +28,7 @@ __all__ = ["Collection"]
 _PRIVATE: Final = (OUTPUTS, "_sddb")
 
 
-class Collection(FindingCollection[_DocumentType]):
+class Collection(DerivingCollection[_DocumentType]):
     """A `pymongo.collection.Collection`.
 
     Attributes
@@ -115,7 +115,10 @@ class Collection(FindingCollection[_DocumentType]):
         self._check_watcher(watcher)
         _, new = workspace.store.put("watcher", watcher.id, watcher.definition(), collection=self.name)
         workspace.changed()
-        return workspace.started(workspace.backfill([watcher]) if new and compute else {})
+        if not (new and compute):
+            return Jobs(workspace, {})
+        fetch = workspace.fetch(self.name, pending_content(watcher.key)) if watcher.key != BASE else {}
+        return workspace.started({**fetch, **workspace.backfill([watcher], list(fetch.values()))})
 
     def _check_watcher(self, watcher: Watcher) -> None:
         """Raise where a watcher can't be registered beside those that are."""
@@ -124,18 +127,9 @@ class Collection(FindingCollection[_DocumentType]):
         for feature, upstream in watcher.features.items():
             _check_key(feature)
             workspace.store.get("watcher", f"{upstream}/{feature}", collection=self.name)
-        others = [other for other in workspace.watchers(self.name) if other.id != watcher.id]
+        others = [other for other in workspace.upkeep(self.name).watchers if other.id != watcher.id]
         _check_outputs(watcher, others)
         plan([*others, watcher])  # raises where they read from each other in a circle
-
-    def _checked(self, filter: Mapping[str, Any] | None) -> dict[str, Any]:
-        """Return a filter as it is to be registered, if MongoDB takes it."""
-        try:
-            encoded: dict[str, Any] = dict(self._workspace.codec.encode(dict(filter or {})))
-            self._workspace.store.database[self.name].find_one(encoded, {"_id": 1})
-        except (OperationFailure, TypeError, ValueError) as error:
-            raise InvalidInputError(f"MongoDB refuses filter={filter!r:.80}: {error}") from None
-        return encoded
 
     def create_semantic_index(
         self,
@@ -206,10 +200,14 @@ class Collection(FindingCollection[_DocumentType]):
         jobs = Jobs(workspace, {})
         if f"{models[0]}/{keys[0]}" not in self.watchers:
             jobs = self._watch(Watcher(self.name, models[0], keys[0], definition["filter"]), compute=loss is None)
-        index, _ = workspace.store.put("semantic_index", id, definition, collection=self.name, obj=code or None)
+        index, new = workspace.store.put("semantic_index", id, definition, collection=self.name, obj=code or None)
         workspace.changed()
         if loss is not None:
             jobs = train(workspace, index)
+        if new and index.version > 1 and (near := workspace.upkeep(self.name).upon(id)):
+            jobs = workspace.started(
+                {**{name: job.id for name, job in jobs.items()}, **workspace.revise(self.name, near)}
+            )
         workspace.services.describe_index(self.database.name, self.name, id)  # loaded before the first search comes
         return jobs
 

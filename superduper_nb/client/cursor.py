@@ -13,6 +13,7 @@ from pymongo.cursor import Cursor as PymongoCursor
 from pymongo.typings import _DocumentType
 
 from superduper_nb.client.features import Features
+from superduper_nb.client.joining import Join
 from superduper_nb.errors import InvalidInputError
 from superduper_nb.search.ids import id_key
 from superduper_nb.search.values import SearchReply
@@ -24,7 +25,7 @@ __all__ = ["Cursor", "DecodingCommandCursor", "handed_out", "split_like"]
 
 Read = Callable[[Iterable[Any]], list[Any]]
 
-_OWN: Final = ("_search", "_read", "_features")
+_OWN: Final = ("_search", "_read", "_features", "_join")
 _PASSED_ON: Final = (
     *("_ordering", "_hint", "_collation", "_max_time_ms"),
     *("_comment", "_let", "_allow_disk_use", "_read_preference"),
@@ -52,6 +53,7 @@ class Cursor(PymongoCursor[_DocumentType]):
     _search: Callable[[Mapping[str, Any]], SearchReply] | None = None
     _read: Read | None = None
     _features: Features | None = None
+    _join: Join | None = None
     _answer: SearchReply | None = None
 
     @property
@@ -72,24 +74,38 @@ class Cursor(PymongoCursor[_DocumentType]):
         if self._search is not None and not self._explain:
             self._data, self._id = deque(self._found()), 0
             self.close()
-        elif self._features is not None:
-            self._refresh_widened(self._features)
+        elif self._features is not None or self._join is not None:
+            self._refresh_widened()
         else:
             super()._refresh()
         if self._read is not None and not self._explain:
             self._data = deque(self._read(self._data))
         return len(self._data)
 
-    def _refresh_widened(self, features: Features) -> None:
-        """Read a batch with what the features need, and put them in."""
+    def _refresh_widened(self) -> None:
+        """Read a batch with what features and neighbours need, and put them in."""
         asked = self._projection
-        self._projection = features.projection(asked)
+        for wider in (self._features, self._join):
+            if wider is not None:
+                self._projection = wider.projection(self._projection)
         try:
             super()._refresh()
         finally:
             self._projection = asked
-        for document in self._data if not self._explain else ():
-            features.put(document, asked)
+        if self._explain:
+            return
+        if self._features is not None:
+            for document in self._data:
+                self._features.put(document, asked)
+        if self._join is not None:
+            self._join.put(self._data, asked, self._neighbours)
+
+    def _neighbours(self, query: Mapping[str, Any], projection: Mapping[str, Any]) -> Cursor[Any]:
+        inner: Cursor[Any] = Cursor(self._collection, query, projection, session=self.session)
+        inner._read_preference = self._read_preference
+        if self._features is not None:
+            inner._features = self._features
+        return inner
 
     # --- searching -------------------------------------------------------------------------------------------------
 
@@ -116,7 +132,7 @@ class Cursor(PymongoCursor[_DocumentType]):
     def _of(self, ids: list[Any]) -> PymongoCursor[Any]:
         """Return a cursor over these documents, with this one's options; the filter once more, as it is now."""
         query = {"$and": [{"_id": {"$in": ids}}, self._spec]} if self._spec else {"_id": {"$in": ids}}
-        inner: Cursor[Any] = Cursor(self._collection, query, session=self._session)
+        inner: Cursor[Any] = Cursor(self._collection, query, session=self.session)
         for name in _PASSED_ON:
             setattr(inner, name, getattr(self, name))
         if self._ordering and "_score" in self._ordering:
@@ -127,8 +143,9 @@ class Cursor(PymongoCursor[_DocumentType]):
         if self._without_id and projection is not None:
             del projection["_id"]
         inner._projection = projection or None
-        if self._features is not None:
-            inner._features = self._features
+        for name in ("_features", "_join"):
+            if (widening := getattr(self, name)) is not None:
+                setattr(inner, name, widening)
         return inner
 
     @property

@@ -13,7 +13,7 @@ from superduper_nb.jobs.watchers import overlap
 if TYPE_CHECKING:
     from superduper_nb.client.workspace import Workspace
 
-__all__ = ["Features"]
+__all__ = ["Features", "excludes", "head"]
 
 _TOKENS = "_sddb"
 
@@ -48,26 +48,28 @@ class Features:
         """Return what to ask MongoDB for: the outputs, and what tells their versions, beside what was asked for."""
         if projection is None:
             return None
-        others = {path: value for path, value in projection.items() if _head(path) not in (OUTPUTS, _TOKENS)}
-        return (others or None) if _excludes(projection) else {**others, OUTPUTS: 1, _TOKENS: 1}
+        others = {path: value for path, value in projection.items() if head(path) not in (OUTPUTS, _TOKENS)}
+        return (others or None) if excludes(projection) else {**others, OUTPUTS: 1, _TOKENS: 1}
 
     def put(self, document: dict[str, Any], projection: Mapping[str, Any] | None) -> None:
         """Put outputs in the place of values; None where there is no output of the model's present version."""
         for key, (model, version) in self._versions.items():
-            if projection is None or _excludes(projection) or _shows(projection, key):
+            if projection is None or excludes(projection) or _shows(projection, key):
                 token = get_path(document, token_path(model, key))
                 current = token is not None and token["v"] == version
                 with suppress(InvalidInputError):  # something else stands where the key leads
                     set_path(document, key, get_path(document, output_path(key, model)) if current else None)
-        if projection is not None and _excludes(projection) == any(_head(path) == OUTPUTS for path in projection):
+        if projection is not None and excludes(projection) == any(head(path) == OUTPUTS for path in projection):
             document.pop(OUTPUTS, None)  # it was read for this only
 
 
-def _head(path: str) -> str:
+def head(path: str) -> str:
+    """Return the field at the top of a path."""
     return path.partition(".")[0]
 
 
-def _excludes(projection: Mapping[str, Any]) -> bool:
+def excludes(projection: Mapping[str, Any]) -> bool:
+    """Say whether a projection names what is left out."""
     return all(value in (0, False) for path, value in projection.items() if path != "_id" or len(projection) == 1)
 
 

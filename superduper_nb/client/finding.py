@@ -12,6 +12,7 @@ from superduper_nb.client.cursor import Cursor, DecodingCommandCursor, handed_ou
 from superduper_nb.client.evaluating import Evaluation, evaluated
 from superduper_nb.client.features import Features
 from superduper_nb.client.jobs import Duplicates
+from superduper_nb.client.joining import Join
 from superduper_nb.client.writing import WritingCollection
 from superduper_nb.errors import InvalidInputError
 from superduper_nb.jobs import NewJob
@@ -43,6 +44,7 @@ class FindingCollection(WritingCollection[_DocumentType]):
         text: str | None = None,
         group_by: str | None = None,
         features: Mapping[str, str] | None = None,
+        similar_join: str | None = None,
         raw: bool = False,
         **kwargs: Any,
     ) -> Cursor[_DocumentType]:
@@ -84,6 +86,9 @@ class FindingCollection(WritingCollection[_DocumentType]):
         features : mapping of str to str, optional
             ``{key: model}``: that model's output on the key in the place of the value; None where there is none of its
             present version.
+        similar_join : str, optional
+            A neighbourhood: in ``_like.<its name>`` come documents, read by one query for each batch, in the place of
+            identifiers; a projection applies to them, too. Those that were deleted are left out.
         raw : bool, default False
             Leave stored values as they are.
 
@@ -100,10 +105,15 @@ class FindingCollection(WritingCollection[_DocumentType]):
             cursor._read = read
         if features:
             cursor._features = Features(self._workspace, self.name, features)
+        if similar_join is not None:
+            self._workspace.store.get("neighbourhood", similar_join, collection=self.name)
+            cursor._join = Join(similar_join)
         like = in_filter if like is None else like
-        if (features or like is not None) and not issubclass(self.codec_options.document_class, MutableMapping):
+        if (features or similar_join or like is not None) and not issubclass(
+            self.codec_options.document_class, MutableMapping
+        ):
             raise InvalidInputError(
-                "A search, or features=, adds to documents: document_class must be one that can grow."
+                "A search, features= or similar_join= adds to documents: document_class must be one that can grow."
             )
         asked = {
             **{"min_score": min_score, "max_score": max_score, "unlike": unlike},

@@ -125,9 +125,10 @@ class Job:
         return self
 
     def retry(self) -> Job:
-        """Queue it again, with the documents that failed."""
-        self._workspace.jobs.retry(self.id)
-        self._workspace.services.notify(self._workspace.name, [self.id])
+        """Queue it again, with the documents that failed, and what follows from it."""
+        jobs = self._workspace.jobs
+        jobs.retry(self.id)
+        self._workspace.services.notify(self._workspace.name, [self.id, *{job["_id"] for job in jobs.behind(self.id)}])
         return self
 
     def __repr__(self) -> str:

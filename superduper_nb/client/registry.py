@@ -7,8 +7,11 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from superduper_nb.client.learning import TASKS, Task
+from superduper_nb.client.validating import ValidationSet
 from superduper_nb.components.store import Component, Kind
+from superduper_nb.components.validation import ValidationStore
 from superduper_nb.errors import ConflictError
+from superduper_nb.jobs.neighbours import like_path, note_path
 from superduper_nb.jobs.watchers import Watcher
 from superduper_nb.training import RunStore
 
@@ -40,6 +43,8 @@ class Registry(Mapping[str, Any]):
         component = self._get(id)
         if self._kind in TASKS:
             return Task(self._workspace, component)
+        if self._kind == "validation_set":
+            return ValidationSet(self._workspace, component)
         if component.artifact is None:
             return {"id": component.id, **component.definition}
         loaded = self._workspace.loader.object(component)
@@ -104,9 +109,16 @@ class Registry(Mapping[str, Any]):
             RunStore(self._workspace.store.database).forget(self._kind, self._collection, id)
         if component.kind == "watcher":
             watcher = Watcher.from_component(component)
-            documents = self._workspace.store.database[watcher.collection]
-            outputs = {"$unset": {watcher.output_path: "", watcher.token_path: ""}}
-            documents.update_many({watcher.token_path: {"$exists": True}}, outputs)
+            self._unset(watcher.output_path, watcher.token_path)
+        elif component.kind == "neighbourhood":
+            self._unset(like_path(id), note_path(id))
+        elif component.kind == "validation_set":
+            ValidationStore(self._workspace.store.database).forget(self._collection, id)
+
+    def _unset(self, path: str, note: str) -> None:
+        """Take out of all documents what was kept in them."""
+        documents = self._workspace.store.database[self._collection]
+        documents.update_many({note: {"$exists": True}}, {"$unset": {path: "", note: ""}})
 
     def rollback(self, id: str, version: int) -> Jobs:
         """Make the content of an older version the current one again, as a new version.
@@ -127,6 +139,8 @@ class Registry(Mapping[str, Any]):
         origin = {"base": older.base, "by": None}
         new, made = store.put(self._kind, id, older.definition, collection=self._collection, obj=obj, origin=origin)
         workspace.changed()
+        if made and new.kind == "neighbourhood":
+            return workspace.started(workspace.revise(self._collection, [id]))
         return workspace.started(workspace.backfill(self._affected(new)) if made else {})
 
     def _affected(self, component: Component) -> list[Watcher]:
@@ -190,10 +204,11 @@ _USES: dict[str, Any] = {
     "measure": _tasks("measure"),
     "loss": _tasks("loss"),
     "metric": _tasks("metrics"),
-    "splitter": _tasks("splitter"),
+    "splitter": [*_tasks("splitter"), ("validation_set", lambda c: {c.definition["splitter"]})],
     "function": _tasks("target"),
     "trainer": _tasks("trainer"),
     "validation_set": _tasks("validation_sets"),
+    "semantic_index": [("neighbourhood", lambda c: {c.definition["semantic_index"]})],
     "watcher": [("semantic_index", _index_watchers), ("watcher", lambda c: Watcher.from_component(c).upstream)],
 }
 """For each kind, the kinds that may name one of it, and how."""

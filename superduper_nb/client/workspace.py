@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from bson import Timestamp
@@ -16,8 +16,9 @@ from superduper_nb.components import Component
 from superduper_nb.components.store import COLLECTION
 from superduper_nb.documents.codec import Codec
 from superduper_nb.jobs import JobStore, NewJob
-from superduper_nb.jobs.backfill import backfill, dependents, watchers_of
-from superduper_nb.jobs.watchers import Watcher, plan
+from superduper_nb.jobs.backfill import backfill, dependents, matching
+from superduper_nb.jobs.upkeep import DOWNLOAD, WHOLE_COLLECTION, Step, Upkeep, Work, new_jobs, upkeep_of
+from superduper_nb.jobs.watchers import Watcher
 from superduper_nb.models import Loader
 
 if TYPE_CHECKING:
@@ -118,27 +119,39 @@ class Workspace:
 
     # --- jobs ----------------------------------------------------------------------------------------------------
 
-    def watchers(self, collection: str) -> list[Watcher]:
-        """List the watchers of a collection."""
-        return watchers_of(self.store, collection)
+    def upkeep(self, collection: str) -> Upkeep:
+        """Return what is kept up to date in a collection."""
+        return upkeep_of(self.store, collection)
 
-    def plan_ids(
+    def plan_write(
         self,
-        watchers: Sequence[Watcher],
+        collection: str,
+        steps: Sequence[Step],
         ids: Sequence[Any],
-        changed: Collection[str] | None = None,
+        fetching: Sequence[Any] = (),
         session: ClientSession | None = None,
     ) -> dict[str, str]:
         """Record the jobs that follow a write of these documents; return name → job identifier.
 
-        Outside a transaction they are held until `release`: the write is still to come. `watchers` are all of the
-        collection, `changed` the paths that change (None: any).
+        Outside a transaction they are held until `release`: the write is still to come.
+
+        Parameters
+        ----------
+        fetching : sequence
+            The identifiers of those that have something to fetch.
         """
-        planned = plan(watchers, changed) if ids else []
-        if not planned:
-            return {}
-        work = self._jobs(session).create_batch(ids, session=session)
-        return self._record(planned, work, len(ids), session)
+        kinds = {step.kind for step in steps}
+        jobs = self._jobs(session)
+        work: dict[str, Work] = {"neighbours": WHOLE_COLLECTION}
+        if "outputs" in kinds:
+            work["outputs"] = jobs.create_batch(ids, session=session), len(ids)
+        if DOWNLOAD in kinds:
+            same = "outputs" in work and len(fetching) == len(ids)
+            of_its_own = (jobs.create_batch(fetching, session=session), len(fetching))
+            work[DOWNLOAD] = work["outputs"] if same else of_its_own
+        new = new_jobs(steps, collection, work)
+        jobs.create(list(new.values()), session=session, held=not _in_transaction(session))
+        return {name: job.id for name, job in new.items()}
 
     def release(self, jobs: Collection[str], session: ClientSession | None = None) -> None:
         """Let jobs begin whose write is done."""
@@ -157,18 +170,21 @@ class Workspace:
         several = len({place for place, _ in jobs}) > 1
         return {f"{name} of {place}" if several else name: job.id for (place, name), job in jobs.items()}
 
-    def _record(
-        self,
-        planned: Sequence[tuple[Watcher, tuple[str, ...]]],
-        work: dict[str, Any],
-        total: int,
-        session: ClientSession | None,
-    ) -> dict[str, str]:
-        new: dict[str, NewJob] = {}
-        for watcher, before in planned:
-            parents = tuple(new[name].id for name in before)
-            new[watcher.id] = NewJob("outputs", watcher.id, watcher.collection, watcher.id, work, total, parents)
-        self._jobs(session).create(list(new.values()), session=session, held=not _in_transaction(session))
+    def fetch(self, collection: str, filter: Mapping[str, Any]) -> dict[str, str]:
+        """Record a job that fetches content for the documents that match, where some do."""
+        total = self.store.database[collection].count_documents(filter)
+        if not total:
+            return {}
+        job = NewJob(DOWNLOAD, DOWNLOAD, collection, "", matching(filter), total)
+        self.jobs.create([job])
+        return {job.name: job.id}
+
+    def revise(self, collection: str, neighbourhoods: Collection[str]) -> dict[str, str]:
+        """Record the jobs that make neighbourhoods anew, behind all that is under way in the collection."""
+        steps = [step for step in self.upkeep(collection).after_delete() if step.component in neighbourhoods]
+        parents = self.jobs.active(collection) if steps else ()
+        new = new_jobs(steps, collection, {"neighbours": WHOLE_COLLECTION}, parents=parents)
+        self.jobs.create(list(new.values()))
         return {name: job.id for name, job in new.items()}
 
     def _jobs(self, session: ClientSession | None) -> JobStore:

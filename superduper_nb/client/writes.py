@@ -6,7 +6,7 @@ import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import pymongo.collection
 from bson import ObjectId, Regex
@@ -14,7 +14,7 @@ from bson.raw_bson import RawBSONDocument
 from pymongo import DeleteMany, DeleteOne, InsertOne, ReadPreference, ReplaceOne, UpdateMany, UpdateOne
 
 from superduper_nb.client.folds import folds
-from superduper_nb.jobs.watchers import plan
+from superduper_nb.documents.content import changed_content, find_downloads
 from superduper_nb.search.ids import id_key
 
 if TYPE_CHECKING:
@@ -23,25 +23,46 @@ if TYPE_CHECKING:
     from superduper_nb.client.workspace import Workspace
     from superduper_nb.documents.codec import Codec
 
-__all__ = ["PlannedWrite", "changed_paths", "prepared"]
+__all__ = ["PlannedWrite", "Prepared", "changed_paths", "prepared"]
 
-_KEPT: Final = ("_fold", "_outputs", "_sddb")
+_KEPT: Final = ("_fold", "_outputs", "_sddb", "_like")
 """Fields of the package, which a replacement of the user's does not take away."""
 
 
-def prepared(codec: Codec, documents: Sequence[Any], valid_fraction: float) -> list[Any]:
+class Prepared(NamedTuple):
+    """Documents as they are to be stored; the identifiers of those with something to fetch, and where that is."""
+
+    documents: list[Any]
+    fetching: list[Any]
+    content: set[str]
+
+
+def prepared(codec: Codec, documents: Sequence[Any], valid_fraction: float) -> Prepared:
     """Return copies of documents as they are to be stored; the originals get an ``_id``, as pymongo gives them."""
     drawn = folds(len(documents), valid_fraction)
-    return [_prepared(codec, document, fold) for document, fold in zip(documents, drawn, strict=True)]
+    made = Prepared([], [], set())
+    for document, fold in zip(documents, drawn, strict=True):
+        _prepare(made, codec, document, fold)
+    return made
 
 
-def _prepared(codec: Codec, document: Any, fold: str) -> Any:
+def _prepare(made: Prepared, codec: Codec, document: Any, fold: str) -> None:
     if type(document) is not dict and isinstance(document, RawBSONDocument):  # the first is quick, and mostly enough
         document = {"_id": ObjectId(), **document}
     elif "_id" not in document:
         document["_id"] = ObjectId()
-    encoded = codec.encode(document)
-    return encoded if "_fold" in encoded else {**encoded, "_fold": fold}
+    if codec.plain(document):
+        encoded = document
+    else:
+        encoded = codec.encode(document)
+        if places := _to_fetch(encoded):
+            made.fetching.append(encoded["_id"])
+            made.content.update(places)
+    made.documents.append(encoded if "_fold" in encoded else {**encoded, "_fold": fold})
+
+
+def _to_fetch(document: Any) -> set[str]:
+    return {path for path, _ in find_downloads(document)}
 
 
 def changed_paths(update: Any) -> set[str] | None:
@@ -96,19 +117,23 @@ class PlannedWrite:
             codec_options=collection.codec_options.with_options(document_class=dict),
             read_preference=ReadPreference.PRIMARY,
         )
-        self._watchers = workspace.watchers(collection.name)
+        self._upkeep = workspace.upkeep(collection.name)
         self._found: dict[Any, dict[str, Any]] | None = None
         self._ids: list[Any] = []
         self._changed: set[str] | None = set()
+        self._fetching: list[Any] = []
+        self._content: set[str] | None = set()
+        self._deletes = False
         self.jobs: dict[str, str] = {}
 
     def update(self, filter: Any, update: Any, *, upsert: bool = False, many: bool = False, **options: Any) -> Any:
         """Take part of an update; return it as it is to be sent."""
         changed = changed_paths(update)
-        if plan(self._watchers, changed):
+        encoded = self._codec.encode(update, update=True)
+        content = changed_content(encoded, plain=self._codec.plain(update))
+        if self._upkeep.steps(changed, content):
             found = self._find(filter, {"_id": 1}, many=many, **options)
-            self._add([document["_id"] for document in found], changed)
-        encoded = self._codec.encode(update)
+            self._add([document["_id"] for document in found], changed, content)
         if not upsert:
             return encoded
         if isinstance(encoded, (list, tuple)):
@@ -123,8 +148,9 @@ class PlannedWrite:
         It keeps the fold of the document that it replaces, and the outputs, which the jobs then bring up to date.
         """
         found = self._find(filter, dict.fromkeys(_KEPT, 1), **options)
-        self._add([document["_id"] for document in found], None)
         encoded = self._codec.encode(replacement)
+        content = set() if self._codec.plain(replacement) else _to_fetch(encoded)
+        self._add([document["_id"] for document in found], None, content)
         if not isinstance(encoded, Mapping) or not (found or upsert):
             return encoded
         kept = {name: found[0][name] for name in _KEPT if name in found[0]} if found else {}
@@ -143,8 +169,9 @@ class PlannedWrite:
     def _operation(self, operation: Any, let: Any) -> Any:
         ours = copy(operation)
         if isinstance(operation, InsertOne):
-            (ours._doc,) = prepared(self._codec, [operation._doc], self._workspace.client._valid_fraction)
-            self._add([ours._doc["_id"]], None)
+            made = prepared(self._codec, [operation._doc], self._workspace.client._valid_fraction)
+            (ours._doc,) = made.documents
+            self._add([ours._doc["_id"]], None, made.content)
         elif isinstance(operation, (ReplaceOne, UpdateOne, UpdateMany)):
             found_by = {name: getattr(operation, f"_{name}", None) for name in ("sort", "collation", "hint")}
             options: dict[str, Any] = found_by | {"let": let, "upsert": bool(operation._upsert)}
@@ -153,7 +180,8 @@ class PlannedWrite:
             else:
                 many = isinstance(operation, UpdateMany)
                 ours._doc = self.update(operation._filter, operation._doc, many=many, **options)
-        elif not isinstance(operation, (DeleteOne, DeleteMany)):
+        else:
+            self._deletes |= isinstance(operation, (DeleteOne, DeleteMany))
             return operation  # what it is, pymongo says
         return ours
 
@@ -171,24 +199,34 @@ class PlannedWrite:
         id = ObjectId() if named is None else named
         if named is None:
             id, change = _with_id(change, id)
-        self._add([id], None)
+        self._add([id], None, self._content)
         return change
 
     def record(self) -> None:
         """Record the jobs that follow."""
-        self._plan(self._ids, self._changed)
+        self._plan(self._ids, self._changed, self._fetching)
 
     def inserted(self, ids: Iterable[Any]) -> None:
         """Record the jobs for documents that an upsert made."""
-        self._plan(list(ids), None)
+        made = list(ids)
+        self._plan(made, None, made if self._content is None or self._content else [])
 
-    def _plan(self, ids: list[Any], changed: set[str] | None) -> None:
-        planned = self._workspace.plan_ids(self._watchers, ids, changed, self._session)
+    def _plan(self, ids: list[Any], changed: set[str] | None, fetching: list[Any]) -> None:
+        steps = self._upkeep.steps(changed, self._content if fetching else ()) if ids else []
+        if self._deletes:
+            steps += [step for step in self._upkeep.after_delete() if step.name not in {each.name for each in steps}]
+        name = self._documents.name
+        planned = self._workspace.plan_write(name, steps, ids, fetching, self._session) if steps else {}
         self.jobs |= {name if name not in self.jobs else f"{name} (inserted)": job for name, job in planned.items()}
 
-    def _add(self, ids: Iterable[Any], changed: set[str] | None) -> None:
-        self._ids += ids
-        self._changed = None if changed is None or self._changed is None else self._changed | changed
+    def _add(self, ids: list[Any], changed: set[str] | None, content: set[str] | None) -> None:
+        """Note documents that change, and where they may have something to fetch then (None: anywhere)."""
+        if content is None or content:
+            self._content = _both(self._content, content)
+            self._fetching += ids
+        if ids:
+            self._ids += ids
+            self._changed = _both(self._changed, changed)
 
     def _find(self, filter: Any, fields: dict[str, int], *, many: bool = False, **options: Any) -> list[dict[str, Any]]:
         if not isinstance(filter, Mapping):
@@ -202,6 +240,10 @@ class PlannedWrite:
 
     def _draw(self) -> str:
         return "valid" if random.random() < self._workspace.client._valid_fraction else "train"
+
+
+def _both(a: set[str] | None, b: set[str] | None) -> set[str] | None:
+    return None if a is None or b is None else a | b
 
 
 def _sets_fold(update: Mapping[str, Any]) -> bool:

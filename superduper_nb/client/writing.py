@@ -70,9 +70,12 @@ class WritingCollection(pymongo.collection.Collection[_DocumentType]):
     def _prepare(self, documents: list[Any], session: Any) -> tuple[list[Any], dict[str, str]]:
         """Return what to store, and the jobs, which are recorded first: a crash after it leaves jobs, never gaps."""
         workspace = self._workspace
-        stored = prepared(workspace.codec_beside(self.codec_options), documents, workspace.client._valid_fraction)
-        ids = [document["_id"] for document in stored]
-        return stored, workspace.plan_ids(workspace.watchers(self.name), ids, session=session)
+        made = prepared(workspace.codec_beside(self.codec_options), documents, workspace.client._valid_fraction)
+        steps = workspace.upkeep(self.name).steps(None, made.content)
+        if not steps:
+            return made.documents, {}
+        ids = [document["_id"] for document in made.documents]
+        return made.documents, workspace.plan_write(self.name, steps, ids, made.fetching, session)
 
     # --- changes ---------------------------------------------------------------------------------------------------
 
@@ -141,20 +144,33 @@ class WritingCollection(pymongo.collection.Collection[_DocumentType]):
 
     # --- deletes ---------------------------------------------------------------------------------------------------
 
-    def delete_one(self, *args: Any, **kwargs: Any) -> DeleteResult:
-        """Delete a document, as pymongo does; indexes follow."""
-        with self._following({}):
-            return with_jobs(super().delete_one(*args, **kwargs), self._no_jobs(), DeleteResult)
+    def delete_one(self, filter: Any, *args: Any, **kwargs: Any) -> DeleteResult:
+        """Delete a document, as pymongo does; indexes and neighbourhoods follow."""
+        return self._deleted(super().delete_one, filter, args, kwargs)
 
-    def delete_many(self, *args: Any, **kwargs: Any) -> DeleteResult:
-        """Delete documents, as pymongo does; indexes follow."""
-        with self._following({}):
-            return with_jobs(super().delete_many(*args, **kwargs), self._no_jobs(), DeleteResult)
+    def delete_many(self, filter: Any, *args: Any, **kwargs: Any) -> DeleteResult:
+        """Delete documents, as pymongo does; indexes and neighbourhoods follow."""
+        return self._deleted(super().delete_many, filter, args, kwargs)
 
-    def find_one_and_delete(self, *args: Any, **kwargs: Any) -> Any:
-        """Delete one document and return it, as pymongo does; indexes follow."""
-        with self._following({}):
-            return self._decoded(super().find_one_and_delete(*args, **kwargs))
+    def _deleted(
+        self, method: Callable[..., Any], filter: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> DeleteResult:
+        session = _named(method.__name__, args, kwargs).get("session")
+        with self._following(self._after_delete(session), session) as started:
+            result = method(filter, *args, **kwargs)
+        return with_jobs(result, started(), DeleteResult)
+
+    def find_one_and_delete(self, filter: Any, *args: Any, **kwargs: Any) -> Any:
+        """Delete one document and return it, as pymongo does; indexes and neighbourhoods follow."""
+        session = _named("find_one_and_delete", args, kwargs).get("session")
+        with self._following(self._after_delete(session), session):
+            return self._decoded(super().find_one_and_delete(filter, *args, **kwargs))
+
+    def _after_delete(self, session: Any) -> dict[str, str]:
+        if not self._workspace.managed:
+            return {}
+        steps = self._workspace.upkeep(self.name).after_delete()
+        return self._workspace.plan_write(self.name, steps, (), session=session) if steps else {}
 
     # --- what they share -------------------------------------------------------------------------------------------
 
@@ -195,5 +211,5 @@ def _named(method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[s
 @functools.cache
 def _options(method: str) -> list[str]:
     names = list(inspect.signature(getattr(pymongo.collection.Collection, method)).parameters)
-    first_option = 2 if method in ("insert_one", "insert_many", "bulk_write") else 3
+    first_option = 3 if "update" in method or "replace" in method else 2
     return names[first_option:]

@@ -48,10 +48,10 @@ class CachedStore(ComponentStore):
         found: Component | None = known[key]
         return found
 
-    def current(self, kind: Kind, *, collection: str | None = None) -> list[Component]:
-        """List the current version of each component of a kind (of every collection when None is given)."""
-        known, key = self._known, ("current", kind, collection)
+    def current(self, *kinds: Kind, collection: str | None = None) -> list[Component]:
+        """List the current version of each component of these kinds (of every collection when None is given)."""
+        known, key = self._known, ("current", kinds, collection)
         if key not in known:
-            known[key] = super().current(kind, collection=collection)
+            known[key] = super().current(*kinds, collection=collection)
         found: list[Component] = known[key]
         return found

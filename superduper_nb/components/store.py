@@ -250,12 +250,14 @@ class ComponentStore:
         query = {"kind": kind, "collection": collection, "id": id}
         return sorted(record["version"] for record in self._records.find(query, {"version": 1}))
 
-    def current(self, kind: Kind, *, collection: str | None = None) -> list[Component]:
-        """List the current version of each component of a kind (of every collection when None is given)."""
-        query = {"kind": kind} if collection is None else {"kind": kind, "collection": collection}
-        newest: dict[tuple[str, str], Component] = {}
+    def current(self, *kinds: Kind, collection: str | None = None) -> list[Component]:
+        """List the current version of each component of these kinds (of every collection when None is given)."""
+        query: dict[str, Any] = {"kind": kinds[0] if len(kinds) == 1 else {"$in": kinds}}
+        if collection is not None:
+            query["collection"] = collection
+        newest: dict[tuple[str, str, str], Component] = {}
         for record in self._records.find(query).sort("version", 1):
-            newest[record["collection"], record["id"]] = Component.from_record(record)
+            newest[record["kind"], record["collection"], record["id"]] = Component.from_record(record)
         return list(newest.values())
 
     def delete(self, kind: Kind, id: str, *, collection: str = "") -> None:

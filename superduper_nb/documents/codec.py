@@ -15,7 +15,8 @@ from bson.binary import VECTOR_SUBTYPE, Binary
 from bson.errors import InvalidDocument
 
 from superduper_nb.documents.arrays import Array, Vector
-from superduper_nb.documents.content import CONTENT, Failed, Pending, is_content
+from superduper_nb.documents.content import CONTENT, Failed, Pending, is_content, settled
+from superduper_nb.documents.download_policy import check_form
 from superduper_nb.documents.paths import join_path
 from superduper_nb.documents.plain import READ_LEAVES, WRITE_LEAVES, is_plain
 from superduper_nb.documents.types import Type, classes_of
@@ -24,6 +25,8 @@ from superduper_nb.errors import InvalidInputError, SuperduperError, did_you_mea
 __all__ = ["Codec", "EncodeError"]
 
 _Path = tuple[str | int, ...]
+_UPDATE: _Path = (-1,)
+"""How a path in an update begins."""
 _Encoder = Callable[[Any, _Path], Any]
 
 
@@ -81,10 +84,15 @@ class Codec:
 
     # Writing
 
-    def encode(self, value: Any) -> Any:
+    def encode(self, value: Any, *, update: bool = False) -> Any:
         """Return a document, or any value in one, as MongoDB stores it. The value itself is not changed.
 
         Where there is nothing to do, the very same object comes back.
+
+        Parameters
+        ----------
+        update : bool, default False
+            It is an update: operators, with fields that may be dotted paths.
 
         Raises
         ------
@@ -92,9 +100,16 @@ class Codec:
             No type knows how to store a value (or its type refused it): names where it is and which types there are.
         """
         try:
-            return value if is_plain((value,), self._plain_writes) else self._encode(value, ())
+            return value if is_plain((value,), self._plain_writes) else self._encode(value, _UPDATE if update else ())
         except RecursionError:
             raise EncodeError("This value is nested too deeply to be stored, or contains itself.") from None
+
+    def plain(self, value: Any) -> bool:
+        """Say, at a quick look, whether a value holds nothing but what MongoDB stores itself, so also no content."""
+        try:
+            return is_plain((value,), self._plain_writes)
+        except RecursionError:  # `encode` says what is wrong
+            return False
 
     def encode_as(self, type_id: str, value: Any) -> Any:
         """Return a value as MongoDB stores it, encoded by the type of this name."""
@@ -180,9 +195,11 @@ class Codec:
         content = value[CONTENT]
         try:
             self._type(content.get("type", "bytes"))
-        except InvalidInputError as error:
+            if not {"bytes", "error"} & content.keys():
+                check_form(content["url"])
+        except SuperduperError as error:
             raise EncodeError(f"{_place(path)}: {error}") from None
-        if "bytes" not in content and join_path(path) is None:
+        if "bytes" not in content and join_path(_field(path)) is None:
             raise EncodeError(
                 f"{_place(path)}: content to be fetched can't be below a field whose name is empty, holds a dot or "
                 "starts with '$'."
@@ -255,7 +272,7 @@ class Codec:
             return value
 
     def _decode_content(self, content: Mapping[str, Any], strict: bool) -> Any:
-        data, url = content.get("bytes"), content.get("url")
+        data, url, failure = settled(content, "bytes"), content.get("url"), settled(content, "error")
         if not isinstance(url, str):
             url = None
         if data is not None:
@@ -265,7 +282,7 @@ class Codec:
                 if strict:
                     raise _decode_error(content, error) from error
                 return Failed(url, _said(error), content)
-        place = Failed(url, str(content["error"]), content) if "error" in content else Pending(str(url), content)
+        place = Pending(str(url), content) if failure is None else Failed(url, str(failure), content)
         if strict:
             raise InvalidInputError(f"This content is not there: {place!r}")
         return place
@@ -293,5 +310,13 @@ def _name(cls: type) -> str:
     return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
 
 
+def _field(path: _Path) -> _Path:
+    """Return the path of a field in the document that an update changes, without operators."""
+    if path[:1] != _UPDATE:
+        return path
+    return tuple(name for part in path[1:] for name in str(part).split(".") if not name.startswith("$"))
+
+
 def _place(path: _Path) -> str:
-    return f"Value at {'.'.join(map(str, path))!r}" if path else "Value"
+    shown = path[1:] if path[:1] == _UPDATE else path
+    return f"Value at {'.'.join(map(str, shown))!r}" if shown else "Value"

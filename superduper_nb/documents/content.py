@@ -8,18 +8,31 @@
 
 Bytes without a type are of type ``bytes``. A placeholder keeps what was stored, so writing a document back as it was
 read changes nothing.
+
+Whoever fetches notes as ``source`` which URL the bytes, or the error, are of. So a URL that any program changes later
+makes them worthless by itself: the content is to be fetched again, and until then it is not there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from superduper_nb.documents.paths import join_path
 
-__all__ = ["CONTENT", "Failed", "Pending", "find_downloads", "is_content", "public_url"]
+__all__ = [
+    "CONTENT",
+    "Failed",
+    "Pending",
+    "changed_content",
+    "find_content",
+    "find_downloads",
+    "is_content",
+    "public_url",
+    "settled",
+]
 
 CONTENT: Final = "_content"
 """The field that marks typed bytes."""
@@ -101,16 +114,60 @@ def is_content(value: Mapping[str, Any]) -> bool:
     return isinstance(inner, Mapping) and (isinstance(inner.get("bytes"), bytes) or isinstance(inner.get("url"), str))
 
 
-def find_downloads(document: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield ``(dotted path, content)`` for what a document still has to fetch, in lists too.
+def settled(content: Mapping[str, Any], what: str) -> Any:
+    """Return the ``bytes``, or the ``error``, of content; None where it has none, or one that is of another URL."""
+    url = content.get("url")
+    return content.get(what) if url is None or content.get("source", url) == url else None
 
-    What failed before is left out. So is content below a field that no path can name (one with a dot, say): MongoDB
-    could not update it.
+
+def find_content(document: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield ``(dotted path, content)`` for all content of a document that has a URL, in lists too.
+
+    Content below a field that no path can name (one with a dot, say) is left out: MongoDB could not update it.
     """
     for parts, content in _walk(document, ()):
         path = join_path(parts)
-        if path is not None and "url" in content and "bytes" not in content and "error" not in content:
+        if path is not None and "url" in content:
             yield path, content
+
+
+def find_downloads(document: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield ``(dotted path, content)`` for what a document still has to fetch; what failed before is left out."""
+    return ((path, content) for path, content in find_content(document) if _is_open(content))
+
+
+def _is_open(content: Mapping[str, Any]) -> bool:
+    return "url" in content and settled(content, "bytes") is None and settled(content, "error") is None
+
+
+def changed_content(update: Any, *, plain: bool = False) -> set[str] | None:
+    """Return the fields in which an update may leave something to be fetched; None: it may be anywhere.
+
+    Parameters
+    ----------
+    update : mapping or list
+        As MongoDB takes it: operators with fields, or a pipeline.
+    plain : bool, default False
+        None of its values holds content; a path may lead into some.
+    """
+    if not isinstance(update, Mapping):
+        return None if _mentions(update) else set()
+    paths: set[str] = set()
+    for fields in update.values():
+        for path, value in fields.items() if isinstance(fields, Mapping) else ():
+            head, inside, _ = f".{path}.".partition(f".{CONTENT}.")
+            if inside or (not plain and any(_is_open(content) for _, content in _walk(value, ()))):
+                paths.add(head.strip("."))
+    return paths
+
+
+def _mentions(value: Any) -> bool:
+    if isinstance(value, str):
+        return CONTENT in value
+    parts: Iterable[Any] = value if isinstance(value, (list, tuple)) else ()
+    if isinstance(value, Mapping):
+        parts = (*value.keys(), *value.values())
+    return any(map(_mentions, parts))
 
 
 def _walk(value: Any, parts: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], Mapping[str, Any]]]:
@@ -120,6 +177,6 @@ def _walk(value: Any, parts: tuple[str | int, ...]) -> Iterator[tuple[tuple[str 
             return
         for key, item in value.items():
             yield from _walk(item, (*parts, key))
-    elif isinstance(value, list):
+    elif isinstance(value, (list, tuple)):
         for index, item in enumerate(value):
             yield from _walk(item, (*parts, index))

@@ -43,7 +43,9 @@ def _contained(path: Path, policy: DownloadPolicy) -> tuple[Path, Path]:
         root = Path(os.path.realpath(folder))
         if real.is_relative_to(root):
             return root, real.relative_to(root)
-    raise DownloadError("file", f"file://{path}: it is not below a folder that may be read (DownloadPolicy.roots).")
+    raise DownloadError(
+        "file", f"file://{path}: it is not below a folder that may be read (downloads.roots in config.json)."
+    )
 
 
 def _read(root: Path, inside: Path, limit: int) -> bytes:
@@ -67,7 +69,9 @@ def fetch_cloud(parts: SplitResult, *, policy: DownloadPolicy) -> bytes:
     url = parts.geturl()
     shown = public_url(url)
     if not url.startswith(policy.cloud_places) or {".", ".."} & set(url.split("/")):
-        raise DownloadError("cloud", f"{shown}: it is not below a place that may be read (DownloadPolicy.roots).")
+        raise DownloadError(
+            "cloud", f"{shown}: it is not below a place that may be read (downloads.roots in config.json)."
+        )
     data = _in_time(lambda: _read_object(parts, policy.max_bytes), policy.total_timeout, shown)
     return _checked(data, shown, policy.max_bytes)
 

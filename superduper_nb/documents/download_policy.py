@@ -16,7 +16,16 @@ from urllib.parse import SplitResult, urlsplit
 from superduper_nb.documents.content import public_url
 from superduper_nb.errors import InvalidInputError, ServiceError
 
-__all__ = ["CLOUD_SCHEMES", "WEB_SCHEMES", "DownloadError", "DownloadPolicy", "Kind", "check_url", "check_web_url"]
+__all__ = [
+    "CLOUD_SCHEMES",
+    "WEB_SCHEMES",
+    "DownloadError",
+    "DownloadPolicy",
+    "Kind",
+    "check_form",
+    "check_url",
+    "check_web_url",
+]
 
 WEB_SCHEMES: Final = ("http", "https")
 CLOUD_SCHEMES: Final = ("s3", "gs", "az")
@@ -96,6 +105,10 @@ class DownloadPolicy:
         How many redirects are followed.
     user_agent : str
         How the downloader introduces itself.
+    at_once, per_host : int
+        How many are fetched at one time by one part of a job, in all and from one host.
+    tries : int
+        How often something is tried whose failure may pass.
     """
 
     roots: tuple[str, ...] = ()
@@ -108,6 +121,9 @@ class DownloadPolicy:
     max_bytes: int = 64 * 2**20
     max_redirects: int = 5
     user_agent: str = "superduper-nb"
+    at_once: int = 16
+    per_host: int = 4
+    tries: int = 3
 
     def __post_init__(self) -> None:
         for root in self.roots:
@@ -119,7 +135,7 @@ class DownloadPolicy:
         for host in self.trusted_hosts:
             if not host or host != host.lower() or "/" in host or "@" in host:
                 raise InvalidInputError(f"trusted_hosts: {host!r} is not a 'host' or 'host:port' in lower case.")
-        for name in ("connect_timeout", "read_timeout", "total_timeout", "max_bytes"):
+        for name in ("connect_timeout", "read_timeout", "total_timeout", "max_bytes", "at_once", "per_host", "tries"):
             if not getattr(self, name) > 0:
                 raise InvalidInputError(f"{name} must be more than 0, not {getattr(self, name)!r}.")
 
@@ -150,6 +166,16 @@ def check_url(url: object, *, policy: DownloadPolicy) -> SplitResult:
     if parts.scheme in CLOUD_SCHEMES and policy.cloud_places:
         return parts
     raise _scheme_error(parts, policy)
+
+
+def check_form(url: object) -> None:
+    """Raise where no policy at all would let us try a URL: so it can be refused when it is written."""
+    parts = _split(url)
+    known = (*WEB_SCHEMES, "file", *CLOUD_SCHEMES)
+    if parts.scheme not in known:
+        raise DownloadError(
+            "scheme", f"{public_url(parts.geturl())}: {parts.scheme!r} is never fetched; known: {', '.join(known)}."
+        )
 
 
 def check_web_url(url: object) -> SplitResult:
@@ -187,7 +213,7 @@ def _check_host(parts: SplitResult) -> SplitResult:
     if parts.username is not None or parts.password is not None:
         raise DownloadError(
             "url",
-            f"{public_url(parts.geturl())}: logins are not taken from URLs. Give them in DownloadPolicy(headers=…).",
+            f"{public_url(parts.geturl())}: logins are not taken from URLs, but from downloads.headers in config.json.",
         )
     return parts
 
@@ -196,7 +222,7 @@ def _scheme_error(parts: SplitResult, policy: DownloadPolicy) -> DownloadError:
     allowed = [*WEB_SCHEMES, *(["file"] if policy.folders else []), *(CLOUD_SCHEMES if policy.cloud_places else [])]
     way_out = ""
     if parts.scheme in (*CLOUD_SCHEMES, "file") and parts.scheme not in allowed:
-        way_out = " Name the folders or buckets that may be read in DownloadPolicy(roots=…)."
+        way_out = " Name the folders or buckets that may be read in downloads.roots of config.json."
     return DownloadError(
         "scheme",
         f"{public_url(parts.geturl())}: {parts.scheme!r} is not fetched; allowed here: {', '.join(allowed)}.{way_out}",

@@ -139,7 +139,7 @@ def _translated(error: Exception, shown: str) -> DownloadError:
         case InvalidIPAddress():
             return DownloadError(
                 "address",
-                f"{shown}: its address is not public. If you trust it, name it in DownloadPolicy(trusted_hosts=…).",
+                f"{shown}: its address is not public. To trust it: downloads.trusted_hosts in config.json.",
             )
         case requests.exceptions.SSLError():
             return DownloadError("tls", f"{shown}: no secure connection ({_reason(error)}).")

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from bson import json_util
 
 from superduper_nb.components import Component, ComponentStore
 from superduper_nb.jobs.records import JobStore, NewJob
+from superduper_nb.jobs.upkeep import WHOLE_COLLECTION, new_jobs, upkeep_of
 from superduper_nb.jobs.watchers import Watcher, plan
 
-__all__ = ["backfill", "dependents", "watchers_of"]
+__all__ = ["backfill", "dependents", "matching"]
 
 
-def watchers_of(store: ComponentStore, collection: str) -> list[Watcher]:
-    """List the watchers of a collection."""
-    return [Watcher.from_component(component) for component in store.current("watcher", collection=collection)]
+def matching(filter: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the work of a job over all documents that match a filter."""
+    return {"filter": json_util.dumps(dict(filter), json_options=json_util.CANONICAL_JSON_OPTIONS)}
 
 
 def dependents(store: ComponentStore, model: Component | str) -> list[Watcher]:
@@ -25,7 +27,7 @@ def dependents(store: ComponentStore, model: Component | str) -> list[Watcher]:
     collections = {component.collection for component in store.current("watcher")}
     for collection in sorted(collections):
         reached: set[str] = set()
-        for watcher, before in plan(watchers_of(store, collection)):
+        for watcher, before in plan(upkeep_of(store, collection).watchers):
             if watcher.model == name or reached & set(before):
                 reached.add(watcher.id)
                 found.append(watcher)
@@ -33,7 +35,7 @@ def dependents(store: ComponentStore, model: Component | str) -> list[Watcher]:
 
 
 def backfill(jobs: JobStore, watchers: Sequence[Watcher], parents: Sequence[str] = ()) -> dict[tuple[str, str], NewJob]:
-    """Record the jobs that compute watchers' outputs for all documents there are.
+    """Record the jobs that compute watchers' outputs for all documents there are, and revise neighbourhoods of them.
 
     Parameters
     ----------
@@ -47,18 +49,24 @@ def backfill(jobs: JobStore, watchers: Sequence[Watcher], parents: Sequence[str]
     Returns
     -------
     dict of (str, str) to NewJob
-        By collection and watcher.
+        By collection and name.
     """
     made: dict[tuple[str, str], NewJob] = {}
     for watcher in watchers:
-        work = {"filter": json_util.dumps(dict(watcher.filter), json_options=json_util.CANONICAL_JSON_OPTIONS)}
         documents = jobs.database[watcher.collection]
         total = documents.count_documents(watcher.filter) if watcher.filter else documents.estimated_document_count()
         if not total:
             continue
         place = watcher.collection
         before = [made[place, name].id for name in sorted(watcher.upstream) if (place, name) in made]
-        new = NewJob("outputs", watcher.id, place, watcher.id, work, total, (*parents, *before))
-        jobs.create([new])
-        made[place, watcher.id] = new
+        made[place, watcher.id] = NewJob(
+            "outputs", watcher.id, place, watcher.id, matching(watcher.filter), total, (*parents, *before)
+        )
+    store = ComponentStore(jobs.database)
+    for place in {place for place, _ in made}:
+        known = {name: job for (where, name), job in made.items() if where == place}
+        steps = upkeep_of(store, place).neighbours(known)
+        after = new_jobs(steps, place, {"neighbours": WHOLE_COLLECTION}, known=known, parents=parents)
+        made |= {(place, name): job for name, job in after.items()}
+    jobs.create(list(made.values()))
     return made

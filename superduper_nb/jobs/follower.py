@@ -1,9 +1,9 @@
 """Makes writes of any program do what those of our client do: it follows change streams and records the jobs.
 
 One follower a database, under a lease. What changed is noted, and when no job of the collection is under way (our
-client's own writes bring theirs along) the documents are looked at: those whose outputs are not current get jobs, in
-the same plan as ever. The place in the stream is stored after that, so a crash repeats a look and skips nothing. Where
-the stream can't be resumed, everything is looked at.
+client's own writes bring theirs along) the documents are looked at: those whose outputs are not current, or that have
+something to fetch, get jobs, in the same plan as ever. The place in the stream is stored after that, so a crash repeats
+a look and skips nothing. Where the stream can't be resumed, everything is looked at.
 """
 
 from __future__ import annotations
@@ -14,21 +14,26 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from datetime import datetime, timedelta
 from typing import Any, Final
 
-from bson import Timestamp, json_util
+from bson import Timestamp
 from pymongo import MongoClient
 from pymongo.errors import DuplicateKeyError, OperationFailure, PyMongoError
 from toolz import partition_all
 
 from superduper_nb.components.store import Component, ComponentStore, plain_database
 from superduper_nb.errors import NotFoundError
+from superduper_nb.jobs.backfill import matching
+from superduper_nb.jobs.downloads import with_downloads
 from superduper_nb.jobs.foreground import owner_name
 from superduper_nb.jobs.outputs import Refresh
 from superduper_nb.jobs.records import ACTIVE_STATES, COLLECTION, LEASE_MS, JobStore, NewJob
 from superduper_nb.jobs.tasks import is_passing
+from superduper_nb.jobs.upkeep import DOWNLOAD, WHOLE_COLLECTION, Step, Work, new_jobs, upkeep_of
 from superduper_nb.jobs.watchers import Watcher, plan
 from superduper_nb.models.loading import Loader
+from superduper_nb.search.ids import id_key
 
 __all__ = ["Follower"]
 
@@ -43,6 +48,7 @@ _MANY: Final = 1000
 _PAUSE_S: Final = 1.0
 _UNRESUMABLE: Final = {260, 280, 286}  # InvalidResumeToken, ChangeStreamFatalError, ChangeStreamHistoryLost
 _NO_STREAMS: Final = 40573
+_FOLLOWED: Final = ("insert", "update", "replace", "delete")
 _PRIVATE: Final = r"^(_outputs|_sddb|_like|_fold|_score|_distance)(\.|$)"
 
 
@@ -99,6 +105,8 @@ class _Database:
         self._owner = f"{owner_name()}:{uuid.uuid4().hex[:6]}"
         self._store, self._loader = JobStore(self._database), Loader(self._database)
         self._noted: dict[str, list[tuple[Any, set[str] | None]]] = {}
+        self._deleted: dict[str, datetime] = {}
+        """For each collection, when something was last deleted."""
         self._since = self._renewed = self._saved = 0.0
 
     def run(self) -> None:
@@ -149,6 +157,7 @@ class _Database:
 
     def _follow(self) -> None:
         self._noted.clear()  # what was noted and not stored comes again
+        self._deleted.clear()
         collections, looked = self._collections(), time.monotonic()
         pipeline = _pipeline(sorted(collections))
         with self._database.watch(pipeline, max_await_time_ms=200, batch_size=_MANY, **self._start()) as stream:
@@ -195,6 +204,11 @@ class _Database:
         collection = event["ns"]["coll"]
         if not self._noted:
             self._since = time.monotonic()
+        if event["operationType"] == "delete":
+            self._noted.setdefault(collection, [])
+            later = event["clusterTime"].as_datetime() + timedelta(seconds=1)
+            self._deleted[collection] = event.get("wallTime", later)  # before MongoDB 6 only to the second
+            return
         paths = set(event["paths"]) if event["operationType"] == "update" else None
         self._noted.setdefault(collection, []).append((event["documentKey"]["_id"], paths))
 
@@ -214,25 +228,52 @@ class _Database:
             noted = self._noted.pop(collection)
             paths = [changed for _, changed in noted]
             changed = None if None in paths else set().union(*(p for p in paths if p is not None))
-            watchers = [Watcher.from_component(found) for found in self._watchers() if found.collection == collection]
-            self._plan(collection, plan(watchers, changed), [id for id, _ in noted])
+            self._plan(collection, changed, [id for id, _ in noted], self._deleted.pop(collection, None))
         return not self._noted
 
     def _busy(self, collection: str) -> bool:
         active = {"state": {"$in": list(ACTIVE_STATES)}, "collection": collection}
         return self._database[COLLECTION].find_one(active, {"_id": 1}) is not None
 
-    def _plan(self, collection: str, planned: Sequence[tuple[Watcher, tuple[str, ...]]], ids: list[Any]) -> None:
+    def _plan(self, collection: str, changed: set[str] | None, ids: list[Any], deleted: datetime | None) -> None:
+        upkeep = upkeep_of(self._loader.store, collection)
+        fetching, content = self._fetching(collection, ids)
+        planned = plan(upkeep.watchers, changed)
         stale = [id for part in partition_all(_MANY, ids) for id in self._stale(planned, list(part))]
-        if not stale:
+        steps = upkeep.steps(changed, content) if stale or fetching else []
+        if deleted is not None:
+            names = {step.name for step in steps}
+            steps += [
+                step
+                for step in upkeep.after_delete()
+                if step.name not in names and not self._revised(collection, step, deleted)
+            ]
+        self._record(collection, steps, list({id_key(id): id for id in (*stale, *fetching)}.values()), fetching)
+
+    def _revised(self, collection: str, step: Step, since: datetime) -> bool:
+        """Say whether a neighbourhood was looked at since then: that of our own client's deletion, say."""
+        done = {"kind": step.kind, "component": step.component, "collection": collection, "state": "succeeded"}
+        return self._database[COLLECTION].find_one({**done, "started": {"$gte": since}}, {"_id": 1}) is not None
+
+    def _record(self, collection: str, steps: Sequence[Step], ids: list[Any], fetching: list[Any]) -> None:
+        if not steps:
             return
-        work = self._store.create_batch(stale)
-        new: dict[str, NewJob] = {}
-        for watcher, before in planned:
-            parents = tuple(new[name].id for name in before)
-            new[watcher.id] = NewJob("outputs", watcher.id, collection, watcher.id, work, len(stale), parents)
-        self._store.create(list(new.values()))
+        work: dict[str, Work] = {"neighbours": WHOLE_COLLECTION}
+        for kind, those in (("outputs", ids), (DOWNLOAD, fetching)):
+            if those:
+                work[kind] = self._store.create_batch(those), len(those)
+        self._store.create(list(new_jobs(steps, collection, work).values()))
         self._on_jobs(self._database.name)
+
+    def _fetching(self, collection: str, ids: list[Any]) -> tuple[list[Any], set[str]]:
+        """Return the documents that have something to fetch, and where."""
+        found: list[Any] = []
+        places: set[str] = set()
+        for part in partition_all(_MANY, ids):
+            some, where = with_downloads(self._database[collection], part)
+            found += some
+            places |= where
+        return found, places
 
     def _stale(self, planned: Sequence[tuple[Watcher, tuple[str, ...]]], ids: list[Any]) -> Iterator[Any]:
         """Yield those of which an output is not current."""
@@ -248,20 +289,23 @@ class _Database:
         """Record jobs over all documents, also those that have an output and should have none, and begin anew."""
         log.warning("The changes of %s since the last time are no longer known: all is looked at.", self._database.name)
         now = self._database.client.admin.command("hello")["operationTime"]
-        for collection in {found.collection for found in self._watchers()}:
-            mine = [Watcher.from_component(found) for found in self._watchers() if found.collection == collection]
+        for collection in self._collections():
+            upkeep = upkeep_of(self._loader.store, collection)
+            total = self._database[collection].estimated_document_count()
+            work: dict[str, Work] = {DOWNLOAD: (matching({}), total), "neighbours": WHOLE_COLLECTION}
             new: dict[str, NewJob] = {}
-            for watcher, before in plan(mine):
-                concerned = {"$or": [dict(watcher.filter), {watcher.token_path: {"$exists": True}}]}
-                text = json_util.dumps(concerned, json_options=json_util.CANONICAL_JSON_OPTIONS)
-                total = self._database[collection].estimated_document_count()
-                parents = tuple(new[name].id for name in before)
-                new[watcher.id] = NewJob(
-                    "outputs", watcher.id, collection, watcher.id, {"filter": text}, total, parents
-                )
+            for step in upkeep.steps(None, None):
+                if step.kind == "outputs":
+                    watcher = next(each for each in upkeep.watchers if each.id == step.component)
+                    work["outputs"] = matching(_concerned(watcher)), total
+                new |= new_jobs([step], collection, work, known=new)
             self._store.create(list(new.values()))
         self._database["_sddb.follow"].replace_one({"_id": "outputs"}, {"time": now}, upsert=True)
         self._on_jobs(self._database.name)
+
+
+def _concerned(watcher: Watcher) -> dict[str, Any]:
+    return {"$or": [dict(watcher.filter), {watcher.token_path: {"$exists": True}}]}
 
 
 def _pipeline(collections: list[str]) -> list[dict[str, Any]]:
@@ -272,7 +316,7 @@ def _pipeline(collections: list[str]) -> list[dict[str, Any]]:
     private = {"$regexMatch": {"input": "$$this", "regex": _PRIVATE}}
     theirs = {"$filter": {"input": {"$ifNull": [paths, []]}, "cond": {"$not": private}}}
     return [
-        {"$match": {"ns.coll": {"$in": collections}, "operationType": {"$in": ["insert", "update", "replace"]}}},
-        {"$project": {"operationType": 1, "ns": 1, "documentKey": 1, "paths": theirs}},
+        {"$match": {"ns.coll": {"$in": collections}, "operationType": {"$in": _FOLLOWED}}},
+        {"$project": {"operationType": 1, "ns": 1, "documentKey": 1, "clusterTime": 1, "wallTime": 1, "paths": theirs}},
         {"$match": {"$or": [{"operationType": {"$ne": "update"}}, {"paths": {"$ne": []}}]}},
     ]

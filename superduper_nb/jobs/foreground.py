@@ -9,6 +9,7 @@ from typing import Any
 
 from pymongo.database import Database
 
+from superduper_nb.documents.download import DownloadPolicy
 from superduper_nb.jobs.kinds import work_of
 from superduper_nb.jobs.records import JobStore
 from superduper_nb.jobs.running import RunningJob
@@ -23,8 +24,10 @@ def owner_name() -> str:
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
-def run_foreground(database: Database[Any], loader: Loader, ids: Collection[str]) -> None:
-    """Run these jobs to their ends, parents first."""
+def run_foreground(
+    database: Database[Any], loader: Loader, ids: Collection[str], policy: DownloadPolicy | None = None
+) -> None:
+    """Run these jobs to their ends, parents first; fetch what the policy allows."""
     store, owner = JobStore(database), owner_name()
     store.prepare()
     while True:
@@ -33,13 +36,13 @@ def run_foreground(database: Database[Any], loader: Loader, ids: Collection[str]
             return
         for job in ready:
             if claimed := store.claim(job["_id"], owner):
-                _run(RunningJob(store, claimed, owner), database, loader)
+                _run(RunningJob(store, claimed, owner), database, loader, policy)
 
 
-def _run(job: RunningJob, database: Database[Any], loader: Loader) -> None:
+def _run(job: RunningJob, database: Database[Any], loader: Loader, policy: DownloadPolicy | None) -> None:
     job.worker = job.owner
     try:
-        work = work_of(database, loader, job.record)
+        work = work_of(database, loader, job.record, policy)
         while part := job.next_part():
             job.out.add(part)
 

@@ -7,8 +7,11 @@ from typing import Any, Final, Protocol
 
 from pymongo.database import Database
 
+from superduper_nb.documents.download import DownloadPolicy
 from superduper_nb.errors import InvalidInputError
+from superduper_nb.jobs.downloads import DownloadWork
 from superduper_nb.jobs.duplicates import DuplicatesWork
+from superduper_nb.jobs.neighbours import NeighboursWork
 from superduper_nb.jobs.outputs import Control, Outcome, Refresh
 from superduper_nb.jobs.training import TrainingWork
 from superduper_nb.jobs.watchers import Watcher
@@ -30,24 +33,35 @@ class Work(Protocol):
 Record = dict[str, Any]
 
 
-def _outputs(database: Database[Any], loader: Loader, job: Record) -> Work:
+def _outputs(database: Database[Any], loader: Loader, job: Record, policy: DownloadPolicy) -> Work:
     watcher = loader.store.get("watcher", job["component"], collection=job["collection"])
     return Refresh(database, loader, Watcher.from_component(watcher), retry_failed=job["retry_failed"])
 
 
-KINDS: Final[dict[str, Callable[[Database[Any], Loader, Record], Work]]] = {
-    "outputs": _outputs,
-    "duplicates": DuplicatesWork,
-    "training": TrainingWork,
-}
-"""For each kind, how its work is made of the database, its components and the job's record."""
+def _download(database: Database[Any], loader: Loader, job: Record, policy: DownloadPolicy) -> Work:
+    return DownloadWork(database, job["collection"], policy, retry_failed=job["retry_failed"])
 
-WHOLE: Final = frozenset({"duplicates", "training"})
+
+KINDS: Final[dict[str, Callable[[Database[Any], Loader, Record, DownloadPolicy], Work]]] = {
+    "outputs": _outputs,
+    "download": _download,
+    "neighbours": lambda database, loader, job, policy: NeighboursWork(database, loader, job),
+    "duplicates": lambda database, loader, job, policy: DuplicatesWork(database, loader, job),
+    "training": lambda database, loader, job, policy: TrainingWork(database, loader, job),
+}
+"""For each kind, how its work is made of the database, its components, the job's record and what may be fetched."""
+
+WHOLE: Final = frozenset({"duplicates", "neighbours", "training"})
 """Kinds whose work is one piece that lasts: a lost worker means another attempt, for which nobody else has to wait."""
 
 
-def work_of(database: Database[Any], loader: Loader, job: Record) -> Work:
+def work_of(database: Database[Any], loader: Loader, job: Record, policy: DownloadPolicy | None = None) -> Work:
     """Return what carries out a job.
+
+    Parameters
+    ----------
+    policy : DownloadPolicy, optional
+        What may be fetched, where that is its work.
 
     Raises
     ------
@@ -59,4 +73,4 @@ def work_of(database: Database[Any], loader: Loader, job: Record) -> Work:
     make = KINDS.get(job["kind"])
     if make is None:
         raise InvalidInputError(f"This version knows no job of kind {job['kind']!r}. Update superduper_nb here.")
-    return make(database, loader, job)
+    return make(database, loader, job, policy or DownloadPolicy())

@@ -253,6 +253,11 @@ class JobStore:
         left = [job["progress"] for job in self._jobs.find(query, {"progress": 1})]
         return sum(max(0, (progress["total"] or 0) - progress["done"]) for progress in left)
 
+    def active(self, collection: str) -> tuple[str, ...]:
+        """Return the jobs of a collection that have not ended."""
+        query = {"state": {"$in": list(ACTIVE_STATES)}, "collection": collection}
+        return tuple(job["_id"] for job in self._jobs.find(query, {"_id": 1}))
+
     def logs(self, id: str, since: int = 0) -> Records:
         """List what a job printed, from line `since` on."""
         self.get(id)
@@ -421,6 +426,11 @@ class JobStore:
             raise InvalidInputError(f"Job {id} is {record['state']}: there is nothing to retry.")
         self._queue_again(id)
         return self.get(id)
+
+    def behind(self, id: str) -> Records:
+        """List the jobs that wait for a job, directly or not, parents first."""
+        children = list(self._jobs.find({"parents": id}).sort("_id", 1))
+        return children + [job for child in children for job in self.behind(child["_id"])]
 
     def _queue_again(self, id: str) -> None:
         fresh = {name: value for name, value in _FRESH.items() if name != "progress"}

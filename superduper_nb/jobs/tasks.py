@@ -17,6 +17,7 @@ from pymongo import MongoClient
 from pymongo.database import Database
 from pymongo.errors import ConnectionFailure, ExecutionTimeout, OperationFailure, PyMongoError, WTimeoutError
 
+from superduper_nb.documents.download import DownloadPolicy
 from superduper_nb.jobs.capture import Lines, capture
 from superduper_nb.jobs.kinds import Work, work_of
 from superduper_nb.jobs.outputs import Control, Outcome
@@ -162,7 +163,7 @@ def _prepared(database: str, job: dict[str, Any]) -> tuple[Work, JobStore]:
         if key in _kept:
             return _kept[key]
         opened, loader = _opened(database)
-    made = work_of(opened, loader, job), JobStore(opened)
+    made = work_of(opened, loader, job, _policy()), JobStore(opened)
     with _lock:
         _kept[key] = made
         while len(_kept) > _LASTING:
@@ -180,6 +181,13 @@ def _turns() -> Turns:
 def _opened(database: str) -> tuple[Database[Any], Loader]:
     opened = _client()[database]
     return opened, Loader(opened)
+
+
+@functools.cache
+def _policy() -> DownloadPolicy:
+    from superduper_nb.config import Config
+
+    return DownloadPolicy(**Config.load().downloads.values())
 
 
 @functools.cache

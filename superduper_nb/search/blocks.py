@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from superduper_nb.search.measures import Floats, Measure
 
-__all__ = ["BestPairs", "blocked_topk", "near_rows"]
+__all__ = ["BestPairs", "best_of", "blocked_topk", "near_rows", "overtaking"]
 
 _QUERIES: Final = 256
 _ROWS: Final = 4096
@@ -29,9 +29,9 @@ Rows = NDArray[np.intp]
 
 
 def blocked_topk(
-    vectors: Floats, n: int, measure: Measure, block: int = _QUERIES
+    vectors: Floats, n: int, measure: Measure, block: int = _QUERIES, rows: Rows | None = None
 ) -> Iterator[tuple[int, Rows, Floats]]:
-    """Find the `n` nearest others of every row: a kNN graph, some rows at a time.
+    """Find the `n` nearest others of rows: a kNN graph, some rows at a time.
 
     Parameters
     ----------
@@ -43,11 +43,13 @@ def blocked_topk(
         How near two rows are.
     block : int, default 256
         Rows at a time.
+    rows : array of int, optional
+        Whose neighbours; default: those of every row.
 
     Yields
     ------
     start : int
-        The first row of the block.
+        Where the block begins in `rows`.
     neighbours : array of shape (block, n)
         Rows, best first, ties by row.
     scores : array of shape (block, n), float64
@@ -55,17 +57,69 @@ def blocked_topk(
     """
     norms = row_norms(vectors)
     wanted = min(n, len(vectors) - 1)
-    for start in range(0, len(vectors), block):
-        queries = vectors[start : start + block]
-        found = np.empty((len(queries), max(0, wanted)), dtype=np.intp)
+    rows = np.arange(len(vectors)) if rows is None else rows
+    for start in range(0, len(rows), block):
+        of = rows[start : start + block]
+        found = np.empty((len(of), max(0, wanted)), dtype=np.intp)
         scores = np.empty(found.shape)
-        near = near_rows(queries, vectors, norms, wanted + 1, measure) if wanted > 0 else []
-        for i, rows in enumerate(near):
-            others = rows[rows != start + i]
-            exact, _ = measure.exact(queries[i], vectors[others])
-            order = np.lexsort((others, -exact))[:wanted]
-            found[i], scores[i] = others[order], exact[order]
+        near = near_rows(vectors[of], vectors, norms, wanted + 1, measure) if wanted > 0 else []
+        for i, candidates in enumerate(near):
+            found[i], scores[i] = best_of(vectors, of[i], candidates[candidates != of[i]], wanted, measure)
         yield start, found, scores
+
+
+def best_of(vectors: Floats, row: int, others: Rows, n: int, measure: Measure) -> tuple[Rows, Floats]:
+    """Return those `n` of some other rows that are the nearest to a row, best first, ties by row, and their scores."""
+    exact, _ = measure.exact(vectors[row], vectors[others])
+    order = np.lexsort((others, -exact))[:n]
+    return others[order], exact[order]
+
+
+def overtaking(
+    vectors: Floats, rows: Rows, last: Rows, changed: Rows, measure: Measure
+) -> Iterator[tuple[int, list[tuple[int, Rows]]]]:
+    """Find the rows to which a changed row may be as near as the last of their neighbours is.
+
+    Parameters
+    ----------
+    vectors : array of shape (rows, d), float32
+        As for `blocked_topk`.
+    rows, last : arrays of int
+        Rows, and the last neighbour of each.
+    changed : array of int
+        Rows that are none of their neighbours.
+
+    Yields
+    ------
+    done : int
+        How many of the rows were looked at.
+    found : list of (int, array of int)
+        Of these, a row, and the changed rows that are sure to hold all that are so near.
+    """
+    others = vectors[changed]
+    norms = row_norms(others)
+    for start in range(0, len(rows), _QUERIES):
+        of = rows[start : start + _QUERIES]
+        bound = _pair_scores(vectors[of], vectors[last[start : start + _QUERIES]], measure)
+        parts: list[tuple[Rows, Rows]] = []
+        for at in range(0, len(changed), _ROWS):
+            scores, error = _scores(vectors[of], others[at : at + _ROWS], norms[at : at + _ROWS], measure)
+            i, column = np.nonzero(scores >= (bound - error - _OWN_ERROR * np.abs(bound))[:, None])
+            parts.append((i, changed[column + at]))
+        i, near = (np.concatenate(column) for column in zip(*parts, strict=True))
+        yield start + len(of), [(int(of[one]), near[i == one]) for one in np.unique(i)]
+
+
+def _pair_scores(queries: Floats, vectors: Floats, measure: Measure) -> Floats:
+    """Score each query with the vector beside it, in float64 and on the scale of `_scores`."""
+    if measure.function is not None:
+        pairs = zip(queries, vectors, strict=True)
+        return np.array([measure.own(query[None], vector[None])[0, 0] for query, vector in pairs])
+    wide, rows = queries.astype(np.float64), vectors.astype(np.float64)
+    products, squares = np.einsum("ij,ij->i", wide, rows), np.einsum("ij,ij->i", rows, rows)
+    if measure.name == "cosine":
+        return np.asarray(products / np.sqrt(squares * np.einsum("ij,ij->i", wide, wide)))
+    return np.asarray(products if measure.name == "dot" else 2 * products - squares)
 
 
 class BestPairs:

@@ -620,7 +620,9 @@ def test_urls_are_checked_before_anything_is_opened(connections: list[tuple[str,
     assert check_url("https://example.org/a", policy=DownloadPolicy()).hostname == "example.org"
     with pytest.raises(DownloadError, match=r"'ftp' is not fetched; allowed here: http, https\."):
         check_url("ftp://example.org/a", policy=DownloadPolicy())
-    with pytest.raises(DownloadError, match=r"allowed here: http, https\. Name the folders or buckets .*roots="):
+    with pytest.raises(
+        DownloadError, match=r"allowed here: http, https\. Name the folders or buckets .*downloads\.roots"
+    ):
         check_url("file:///data/a", policy=DownloadPolicy())
     assert connections == []
 
