@@ -14,6 +14,7 @@ from superduper_nb.client.registered import Registered
 from superduper_nb.components.store import Kind, check_identifier
 from superduper_nb.errors import InvalidInputError, did_you_mean
 from superduper_nb.models.apply import check_model
+from superduper_nb.models.signature import signature
 
 if TYPE_CHECKING:
     from superduper_nb.client.client import Client
@@ -115,7 +116,9 @@ class Database(pymongo.database.Database[_DocumentType]):
         if batch_size is not None and batch_size < 1:
             raise InvalidInputError(f"batch_size={batch_size!r}: it must be at least 1.")
         bundle = {"object": obj, "preprocess": preprocess, "postprocess": postprocess}
-        definition = {"type": type, "batch_size": batch_size, "device": device}
+        definition: dict[str, Any] = {"type": type, "batch_size": batch_size, "device": device}
+        if known_types := signature(obj, preprocess, postprocess):
+            definition["signature"] = known_types
         model, new = workspace.store.put("model", id, definition, obj=bundle)
         workspace.changed()
         return workspace.started(workspace.backfill(workspace.dependents(model)) if new and model.version > 1 else {})

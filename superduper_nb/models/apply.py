@@ -19,6 +19,7 @@ from superduper_nb.models import batches
 __all__ = ["DEFAULT_BATCH_SIZE", "ItemError", "Predictor", "check_model"]
 
 DEFAULT_BATCH_SIZE: Final = 32
+_PADDED: Final = 4096
 _END: Final = object()
 
 Step = Callable[[Any], Any]
@@ -156,9 +157,18 @@ class Predictor:
         return list(self._pieces(x if self.preprocess is None else self.preprocess(x)))
 
     def _batches(self, positions: list[int], items: list[Any]) -> Iterator[list[int]]:
-        ordered = sorted(positions, key=lambda i: batches.size(items[i]))
-        for start in range(0, len(ordered), self.batch_size):
-            yield ordered[start : start + self.batch_size]
+        """Cut what is ordered by size into batches; where a `collate` has to pad, with a limit in elements, too."""
+        sizes = {i: batches.size(items[i]) for i in positions}
+        pads = hasattr(self.obj, "collate")
+        batch: list[int] = []
+        for i in sorted(positions, key=sizes.__getitem__):
+            full = len(batch) == self.batch_size
+            if batch and (full or (pads and sizes[i] > sizes[batch[0]] and sizes[i] * (len(batch) + 1) > _PADDED)):
+                yield batch
+                batch = []
+            batch.append(i)
+        if batch:
+            yield batch
 
     def _run(self, items: list[Any]) -> list[Any]:
         """Run a batch; where it fails, halve it until the inputs that fail stand alone."""

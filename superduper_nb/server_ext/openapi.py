@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel
@@ -10,9 +11,9 @@ from pydantic.json_schema import models_json_schema
 
 from superduper_nb._version import __version__
 from superduper_nb.server_ext.handlers.base import Operation
-from superduper_nb.server_ext.replies import ErrorReply
+from superduper_nb.server_ext.replies import ErrorReply, PredictReply
 from superduper_nb.server_ext.routes import API, ROUTES, Route
-from superduper_nb.server_ext.schemas import PATH_PARAMETERS, NoBody
+from superduper_nb.server_ext.schemas import PATH_PARAMETERS, NoBody, PredictBody
 from superduper_nb.server_ext.wire import BSON, JSON
 
 __all__ = ["document"]
@@ -24,8 +25,16 @@ _ABOUT: Final = (
 )
 
 
-def document(base_url: str = "/") -> dict[str, Any]:
-    """Return the document for a server with this base URL."""
+def document(
+    base_url: str = "/", database: str | None = None, registered: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
+    """Return the document for a server with this base URL.
+
+    Parameters
+    ----------
+    database, registered
+        A database and the models in it: their predictions are described with the types of inputs and outputs.
+    """
     operations = [operation for route in ROUTES for operation in route.operations.values()]
     models: set[type[BaseModel]] = {ErrorReply, *(operation.body for operation in operations)}
     models |= {operation.reply for operation in operations if not isinstance(operation.reply, str)}
@@ -37,10 +46,35 @@ def document(base_url: str = "/") -> dict[str, Any]:
         "info": {"title": "superduper_nb", "version": __version__, "description": _ABOUT},
         "servers": [{"url": base_url.rstrip("/") + API.rstrip("/")}],
         "security": [{"token": []}],
-        "paths": {f"/{route.path}": _path(route) for route in ROUTES},
+        "paths": {f"/{route.path}": _path(route) for route in ROUTES} | _of_models(database, registered),
         "components": {
             "schemas": schemas["$defs"],
             "securitySchemes": {"token": {"type": "apiKey", "in": "header", "name": "Authorization"}},
+        },
+    }
+
+
+def _of_models(database: str | None, models: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {f"/models/{database}/{model['id']}/predict": {"post": _of_model(model)} for model in models}
+
+
+def _of_model(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Describe predictions of one model, as far as its types are known."""
+    types = dict(model.get("signature", {}))
+    if model.get("type") == "vector":
+        types["output"] = {"type": "array", "items": {"type": "number"}}
+    inputs, outputs = ({"type": "array", "items": types.get(name, {})} for name in ("input", "output"))
+    asked, answered = PredictBody.model_json_schema(), PredictReply.model_json_schema()
+    asked["properties"]["inputs"] |= inputs
+    answered["properties"]["outputs"] |= outputs
+    return {
+        "operationId": f"predict_{model['id']}",
+        "summary": f"Apply {model['id']}, version {model['version']} at the moment",
+        "tags": ["models"],
+        "requestBody": {"required": True, "content": {JSON: {"schema": asked}}},
+        "responses": {
+            "200": {"description": "Done.", "content": {JSON: {"schema": answered}}},
+            "default": {"description": "4xx or 5xx.", "content": {JSON: {"schema": _ref(ErrorReply)}}},
         },
     }
 

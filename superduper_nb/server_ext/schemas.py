@@ -32,6 +32,7 @@ __all__ = [
     "NoBody",
     "NoQuery",
     "OneJobQuery",
+    "OpenApiQuery",
     "PredictBody",
     "SearchBody",
     "StreamBody",
@@ -221,6 +222,12 @@ class JobsNotice(_Body):
     """Where new jobs were written."""
 
     database: DatabaseName
+
+
+class OpenApiQuery(_Query):
+    """Whose models to describe."""
+
+    db: DatabaseName | None = Field(None, description="Describe the models of this database, with their types.")
 
 
 class JobsQuery(_Query):

@@ -281,3 +281,26 @@ def test_on_a_gpu_it_answers_as_on_the_processor() -> None:
     xs = tensors()
     here, there = Predictor(Linear(), device="cpu").predict_many(xs), Predictor(Linear()).predict_many(xs)
     assert all(torch.allclose(a, b, atol=1e-5) and b.device.type == "cpu" for a, b in zip(here, there, strict=True))
+
+
+def test_batches_that_are_padded_are_limited_in_elements() -> None:
+    seen: list[tuple[int, int]] = []
+
+    class Texts:
+        def preprocess(self, text: str) -> list[int]:
+            return list(range(len(text)))
+
+        def collate(self, items: list[list[int]]) -> list[list[int]]:
+            seen.append((len(items), max(map(len, items))))
+            return items
+
+        def forward(self, batch: list[list[int]]) -> list[int]:
+            return [len(item) for item in batch]
+
+    texts = ["x" * (1 + 37 * i % 500) for i in range(100)]
+    assert Predictor(Texts(), batch_size=64).predict_many(texts) == [len(text) for text in texts]
+    assert all(count * longest <= 4096 for count, longest in seen)
+    assert len(seen) < 15
+    seen.clear()
+    Predictor(Texts(), batch_size=64).predict_many(["x" * 500] * 64)  # nothing to pad
+    assert seen == [(64, 500)]

@@ -63,7 +63,12 @@ async def test_real_answers_match_it(running: Any, ask: Any, described: dict[str
         for verb in route.operations:
             path = f"/{route.path}"
             said = described["paths"][path][verb]
-            asked = {"db": "shop"} if any(parameter["name"] == "db" for parameter in said.get("parameters", [])) else {}
+            asked = (
+                {"db": "shop"}
+                if path != "/openapi.json"
+                and any(parameter["name"] == "db" for parameter in said.get("parameters", []))
+                else {}
+            )
             body = bodies.get(path, {}) if verb == "post" else None
             answer = await ask(verb.upper(), route.path.format(**names), body, params=asked)
             assert answer.status == 200, (verb, path, answer.body)

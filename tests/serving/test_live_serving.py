@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
+import subprocess
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,15 +16,17 @@ from typing import Any
 
 import bson
 import cloudpickle
+import jsonschema
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from playwright._impl._driver import compute_driver_executable
 
 from superduper_nb.errors import InvalidInputError, ModelError, NotFoundError, ServiceError
 from superduper_nb.models import ItemError, Predictor
 from tests.serving import live_models
-from tests.serving.live import Live, eventually, running
+from tests.serving.live import TOKEN, Live, eventually, running
 
 pytestmark = pytest.mark.slow
 
@@ -35,6 +39,7 @@ MODELS: dict[str, Any] = {
     "trouble": live_models.trouble,
     "short": live_models.Short(),
     "length": live_models.length,
+    "measured": live_models.measured,
     "echo": lambda x: x,
 }
 
@@ -220,6 +225,23 @@ def test_trouble_is_answered_and_the_next_request_too(
     assert live.ask("POST", "models/shop/length/predict", {"inputs": ["abc"]})[1]["outputs"] == [[3.0, 1.0, 0.0]]
 
 
+def test_a_full_queue_is_429_and_says_when_to_come_back(live: Live, tmp_path: Path) -> None:
+    def ask(model: str, inputs: list[Any]) -> tuple[int, str]:
+        body, headers = json.dumps({"inputs": inputs}).encode(), {"Content-Type": "application/json"}
+        answer = live.send("POST", f"models/shop/{model}/predict", body, headers=headers)
+        return answer.status, answer.headers.get("Retry-After", "")
+
+    with ThreadPoolExecutor(16) as pool:
+        first = pool.submit(ask, "trouble", [[str(tmp_path)]])
+        eventually((tmp_path / "begun").exists, "the process is busy")
+        others = [pool.submit(ask, "length", ["x"] * 32) for _ in range(12)]
+        refused = eventually(lambda: [one.result() for one in others if one.done()], "some are refused")
+        (tmp_path / "end").touch()
+        assert all(status == 429 and int(when) >= 1 for status, when in refused)
+        assert sorted({one.result()[0] for one in others}) == [200, 429]
+        assert first.result()[0] == 200
+
+
 def test_ten_megabytes_of_json(live: Live, docs: Any) -> None:
     rows = np.random.default_rng(0).random((10_000, 64)).tolist()
     assert len(json.dumps(rows)) > 10_000_000
@@ -227,6 +249,24 @@ def test_ten_megabytes_of_json(live: Live, docs: Any) -> None:
     assert (status, reply["outputs"] == rows) == (200, True)
     with pytest.raises(InvalidInputError, match="at most 33554432"):
         docs.predict("echo", b"x" * (40 << 20))
+
+
+def test_each_model_is_described_with_the_types_of_its_annotations(live: Live) -> None:
+    described = live.ask("GET", "openapi.json?db=shop")[1]["paths"]
+    assert set(described) > {f"/models/shop/{name}/predict" for name in MODELS}
+    said = described["/models/shop/measured/predict"]["post"]
+    asked = said["requestBody"]["content"]["application/json"]["schema"]
+    answered = said["responses"]["200"]["content"]["application/json"]["schema"]
+    assert asked["properties"]["inputs"]["items"] == {"type": "array", "items": {"type": "number"}}
+    assert answered["properties"]["outputs"]["items"] == {"type": "number"}
+    body = {"inputs": [[1.5, 2.5]]}
+    jsonschema.validate(body, asked)
+    jsonschema.validate(live.ask("POST", "models/shop/measured/predict", body)[1], answered)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"inputs": ["a text"]}, asked)
+    for name, types in [("spell", {"type": "string"}), ("count", {"type": "integer"}), ("scale", {})]:
+        schema = described[f"/models/shop/{name}/predict"]["post"]["requestBody"]["content"]["application/json"]
+        assert schema["schema"]["properties"]["inputs"]["items"] == types
 
 
 def test_the_listing_and_memory(live: Live, docs: Any) -> None:
@@ -241,6 +281,46 @@ def test_the_listing_and_memory(live: Live, docs: Any) -> None:
     for figure in ("inputs_total", "batches_total", "errors_total", "queue", "latency_seconds"):
         assert f'superduper_model_{figure}{{database="shop",model="scale"' in text, figure
     assert "superduper_model_server_restarts_total" in text
+
+
+class TestDocs:
+    """The examples of docs/serving.md, run as they stand there."""
+
+    TEXT = (Path(__file__).parents[2] / "docs" / "serving.md").read_text("utf-8")
+
+    def blocks(self, language: str) -> list[str]:
+        return re.findall(rf"```{language}\n(.*?)```", self.TEXT, flags=re.DOTALL)
+
+    def run(self, live: Live, command: list[str]) -> str:
+        environment = {**os.environ, "SERVER": live.url.rstrip("/"), "TOKEN": TOKEN}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60).stdout
+
+    def test_curl(self, live: Live) -> None:
+        predict, stream = (self.run(live, ["bash", "-c", block]) for block in self.blocks("sh"))
+        assert json.loads(predict)["outputs"] == [[11.0, 1.0, 0.0], [6.0, 1.0, 0.0]]
+        assert [line for line in stream.splitlines() if line.startswith('data: {"output')] == [
+            f'data: {{"output": {i}}}' for i in range(3)
+        ]
+
+    def test_javascript(self, live: Live) -> None:
+        node, *_ = compute_driver_executable()
+        prelude = "const { SERVER, TOKEN } = process.env;\n"
+        command = [str(node), "--input-type=module", "-e"]
+        predict, stream = (self.run(live, [*command, prelude + block]) for block in self.blocks("js"))
+        assert " ".join(predict.split()) == "1 [ [ 11, 1, 0 ], [ 6, 1, 0 ] ]"
+        assert stream.splitlines()[:3] == [f'data: {{"output": {i}}}' for i in range(3)]
+        assert "event: end" in stream
+
+    def test_python(self, live: Live, docs: Any) -> None:
+        (block,) = self.blocks("python")
+        plain = [line for line in block.splitlines() if line and "await" not in line]
+        docs.create_model("minilm", live_models.length)
+        docs.create_model("writer", live_models.count)
+        for _ in range(2):
+            docs.create_model("minilm", lambda text: len(text))
+            docs.create_model("minilm", live_models.length)
+        code = "\n".join(plain).replace('"Once upon"', "3")
+        exec(code, {"docs": docs, "texts": ["a", "b"], "print": lambda *args, **options: None})
 
 
 def test_killed_and_swapped_under_load_every_request_is_answered(live: Live, docs: Any) -> None:

@@ -9,7 +9,7 @@ from tornado import web
 from superduper_nb.server_ext.handlers.base import ApiHandler, authorized, operation
 from superduper_nb.server_ext.metrics import CONTENT_TYPE_LATEST, exposition
 from superduper_nb.server_ext.replies import OpenApiReply
-from superduper_nb.server_ext.schemas import NoQuery
+from superduper_nb.server_ext.schemas import NoQuery, OpenApiQuery
 
 __all__ = ["MetricsHandler", "OpenApiHandler"]
 
@@ -19,12 +19,16 @@ class OpenApiHandler(ApiHandler):
 
     @web.authenticated
     @authorized(action="read", resource="superduper:openapi")
-    @operation("This document", reply=OpenApiReply)
-    async def get(self, query: NoQuery) -> dict[str, Any]:
-        """Describe exactly the routes there are."""
+    @operation("This document", query=OpenApiQuery, reply=OpenApiReply)
+    async def get(self, query: OpenApiQuery) -> dict[str, Any]:
+        """Describe exactly the routes there are; for a database, its models one by one."""
         from superduper_nb.server_ext.openapi import document
 
-        return document(self.base_url)
+        if query.db is None:
+            return document(self.base_url)
+        services = await self.app.engine.services(self.app.ready_timeout)
+        models = await self.app.lanes["control"].run(lambda: services.models(str(query.db)))
+        return document(self.base_url, query.db, models)
 
 
 class MetricsHandler(ApiHandler):

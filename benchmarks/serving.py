@@ -1,0 +1,227 @@
+"""How fast models are served, beside their limits and beside other servers: ``python benchmarks/serving.py MODEL``.
+
+``MODEL`` is ``mlp`` or ``minilm``. Same model, one process with one thread for it, batches of up to 32, a closed loop
+of clients in a process of its own, everything in one run: absolute figures drift with the machine, the ratios count.
+
+Other servers are measured where their environments are: ``--install FOLDER`` makes one for each (they see this
+environment's torch), ``--peers FOLDER`` uses them. They are nobody's dependency.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import venv
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE / "peers"), str(HERE.parent)]
+
+import cloudpickle  # noqa: E402
+import serving_models  # noqa: E402
+
+from superduper_nb.cluster.mongod import Mongod  # noqa: E402
+from tests.serving.live import API, TOKEN, running  # noqa: E402
+
+CLIENTS = (1, 8, 32, 128)
+PEERS = {
+    "mosec": ["mosec"], "litserve": ["litserve"], "bentoml": ["bentoml"], "ray": ["ray[serve]"],
+    "mlserver": ["mlserver", "uvloop<0.22"],  # it can't do with a newer one
+}  # fmt: skip
+PATHS = {"mosec": "/inference", "mlserver": "/v2/models/m/infer"}
+
+Figures = dict[int, dict[str, Any]]
+
+
+def install(folder: Path) -> None:
+    """Make an environment for each of the other servers."""
+    site = next(Path(path) for path in sys.path if path.endswith("site-packages"))
+    for peer, packages in PEERS.items():
+        venv.create(folder / peer, with_pip=True)
+        (target,) = (folder / peer).glob("lib/python*/site-packages")
+        (target / "zz_project.pth").write_text(f"{site}\n")
+        subprocess.run([folder / peer / "bin" / "pip", "install", "--quiet", *packages], check=True)
+
+
+def loop_limit(model: str, seconds: float) -> dict[int, float]:
+    """Return the inputs a second of a loop that does nothing but run the model, in batches."""
+    apply, inputs = serving_models.load(model), serving_models.BODIES[model]
+    rates = {}
+    for size in sorted({min(count, 32) for count in CLIENTS}):
+        stream = itertools.cycle(inputs)
+        apply(list(itertools.islice(stream, size)))
+        done, end = 0, time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            apply(list(itertools.islice(stream, size)))
+            done += size
+        rates[size] = done / seconds
+    return rates
+
+
+def clients(url: str, bodies: list[str], seconds: float, *header: str) -> Figures:
+    """Measure a server with each number of clients."""
+    return {count: _load(url, bodies, count, seconds, *header) for count in CLIENTS}
+
+
+def _load(url: str, bodies: list[str], count: int, seconds: float, *header: str) -> dict[str, Any]:
+    script = str(HERE / "peers" / "serving_load.py")
+    command = [sys.executable, script, url, json.dumps(bodies), str(count), str(seconds), *header]
+    figures: dict[str, Any] = json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
+    return figures
+
+
+def body(server: str, x: Any) -> str:
+    """Return what a client of a server sends for one input."""
+    if server != "mlserver":
+        return json.dumps({"inputs": [x]})
+    text = isinstance(x, str)
+    tensor = {"shape": [1, 1] if text else [1, len(x)], "datatype": "BYTES" if text else "FP32"}
+    return json.dumps({"inputs": [{"name": "x", "data": [x] if text else x, **tensor}]})
+
+
+@contextmanager
+def serving(server: str, python: str, model: str, **environment: str) -> Iterator[tuple[str, list[str]]]:
+    """Run a server of `benchmarks/peers` until it answers; give its URL and what to send."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    variables = {"BENCH_MODEL": model, "BENCH_PORT": str(port), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            [python, str(HERE / "peers" / f"serve_{server}.py")],
+            env={**os.environ, **variables, **environment},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        url = f"http://127.0.0.1:{port}{PATHS.get(server, '/predict')}"
+        bodies = [body(server, x) for x in serving_models.BODIES[model]]
+        try:
+            _wait(url, bodies[0])
+            yield url, bodies
+        finally:
+            for kind in (signal.SIGTERM, signal.SIGKILL):
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, kind)
+                time.sleep(1)
+            process.wait()
+
+
+def _wait(url: str, data: str) -> None:
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            request = Request(url, data.encode(), {"Content-Type": "application/json"})
+            with urlopen(request, timeout=30):
+                return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+
+
+@contextmanager
+def ours(model: str) -> Iterator[tuple[str, list[str], str, Any]]:
+    """Run a notebook server with the model registered; give URL, bodies, the URI of its MongoDB and the server."""
+    cloudpickle.register_pickle_by_value(serving_models)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Mongod.attach(Path(folder, "mongodb"), cache_gb=0.5) as mongod,
+        running(Path(folder, "home"), mongod.uri) as live,
+    ):
+        made = {"mlp": serving_models.Mlp, "minilm": serving_models.Encoder}[model]()
+        live.client["bench"].create_model(model, made)
+        live.client["bench"].load_model(model, example=serving_models.BODIES[model][0])
+        bodies = [body("ours", x) for x in serving_models.BODIES[model]]
+        yield f"{live.url}{API}models/bench/{model}/predict", bodies, mongod.uri, live
+
+
+def neighbours(live: Any, work: Callable[[], object]) -> dict[str, tuple[float, float]]:
+    """Return median and 99th percentile, in ms, of another handler and of a cell's round trip while `work` runs."""
+    from jupyter_client.blocking.client import BlockingKernelClient
+
+    kernel = json.loads(live.transport.request("POST", "api/kernels", body=b"{}").body)
+    file = live.log.parent / "runtime" / f"kernel-{kernel['id']}.json"
+    client = BlockingKernelClient(connection_file=str(file))
+    client.load_connection_file()
+    client.start_channels(hb=False)
+    client.wait_for_ready(timeout=60)
+    probes: dict[str, Callable[[], object]] = {
+        "another handler": lambda: live.transport.request("GET", "api/status"),
+        "a cell": lambda: client.execute_interactive("1", output_hook=lambda message: None, timeout=60),
+    }
+    times: dict[str, list[float]] = {name: [] for name in probes}
+    worker = threading.Thread(target=work)
+    worker.start()
+    while worker.is_alive():
+        for name, probe in probes.items():
+            begin = time.perf_counter()
+            probe()
+            times[name].append(1000 * (time.perf_counter() - begin))
+            time.sleep(0.01)
+    client.stop_channels()
+    live.transport.request("DELETE", f"api/kernels/{kernel['id']}")
+    return {name: (statistics.median(ms), sorted(ms)[int(0.99 * (len(ms) - 1))]) for name, ms in times.items()}
+
+
+def measure(model: str, seconds: float, peers: Path | None) -> None:
+    """Measure everything for a model and print a table."""
+    rows: dict[str, Figures] = {}
+    limit = loop_limit(model, seconds / 2)
+    with ours(model) as (url, bodies, uri, live):
+        token = ("Authorization", f"token {TOKEN}")
+        rows["superduper_nb"] = clients(url, bodies, seconds, *token)
+        idle = neighbours(live, lambda: time.sleep(seconds))
+        busy = neighbours(live, lambda: _load(url, bodies, 32, seconds, *token))
+        with serving("tornado", sys.executable, model, BENCH_URI=uri) as (bare_url, bare_bodies):
+            rows["bare tornado, same batcher"] = clients(bare_url, bare_bodies, seconds)
+    for peer in PEERS if peers else ():
+        assert peers
+        with serving(peer, str(peers / peer / "bin" / "python"), model) as (peer_url, peer_bodies):
+            rows[peer] = clients(peer_url, peer_bodies, seconds)
+    report(model, limit, rows, idle, busy)
+
+
+def report(model: str, limit: dict[int, float], rows: dict[str, Figures], idle: Any, busy: Any) -> None:
+    """Print a table in Markdown: answers a second (p50 / p99 ms), and the ratios."""
+    print(f"\n| {model} | " + " | ".join(f"c = {count}" for count in CLIENTS) + " |\n|---" * 1 + "|---" * 4 + "|")
+    for name, figures in rows.items():
+        cells = [f"{one['rate']:,.0f} ({one['p50']:.1f} / {one['p99']:.1f})" for one in figures.values()]
+        wrong = {code: n for one in figures.values() for code, n in one["wrong"].items() if n}
+        print(f"| {name} | " + " | ".join(cells) + f" |{f' wrong: {wrong}' if wrong else ''}")
+    print("| bare loop | " + " | ".join(f"{limit[min(count, 32)]:,.0f}" for count in CLIENTS) + " |")
+    own = rows.pop("superduper_nb")
+    for name, figures in rows.items():
+        ratios = " | ".join(f"{own[count]['rate'] / max(figures[count]['rate'], 1e-9):.2f}" for count in CLIENTS)
+        print(f"| ours / {name} | {ratios} |")
+    print("| ours / bare loop | " + " | ".join(f"{own[c]['rate'] / limit[min(c, 32)]:.2f}" for c in CLIENTS) + " |")
+    print(f"\nOne client: median {own[1]['p50']:.2f} ms, the bare call {1000 / limit[1]:.2f} ms.")
+    for name, (median, last) in busy.items():
+        was = " / ".join(f"{ms:.1f}" for ms in idle[name])
+        print(f"{name} with 32 clients: median {median:.1f} ms, p99 {last:.1f} ms (idle {was}).")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", choices=["mlp", "minilm"], nargs="?")
+    parser.add_argument("--seconds", type=float, default=2.5)
+    parser.add_argument("--peers", type=Path)
+    parser.add_argument("--install", type=Path)
+    arguments = parser.parse_args()
+    if arguments.install:
+        install(arguments.install)
+    if arguments.model:
+        measure(arguments.model, arguments.seconds, arguments.peers or arguments.install)
