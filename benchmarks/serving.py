@@ -99,10 +99,11 @@ def serving(server: str, python: str, model: str, **environment: str) -> Iterato
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     variables = {"BENCH_MODEL": model, "BENCH_PORT": str(port), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    with tempfile.TemporaryFile() as log:
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             [python, str(HERE / "peers" / f"serve_{server}.py")],
             env={**os.environ, **variables, **environment},
+            cwd=folder,  # some leave files where they are started
             stdout=log,
             stderr=log,
             start_new_session=True,
