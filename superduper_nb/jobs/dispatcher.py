@@ -73,7 +73,8 @@ class Dispatcher:
         Parts submitted at one time: two for each thread that computes. Short jobs have half as many more.
     on_event : callable, optional
         Called with ``{"type": "job", "database", "job", "state", "done", "total", "failed"}`` when a job begins, moves
-        on (at most ten times a second) or ends; without the figures when anybody queues, cancels or blocks it.
+        on (at most ten times a second) or ends; with ``{"type": "changed", "database", "job"}`` when anybody queues,
+        cancels or blocks one: the record says what it is now, which may be further on already.
     """
 
     def __init__(
@@ -350,17 +351,15 @@ class Dispatcher:
         new = {"fullDocument.state": "pending", "fullDocument.hold": None}
         changed = {f"{updated}.state": {"$in": ["pending", "cancelled", "blocked"]}}
         news = {"$or": [new, changed, {f"{updated}.hold": {"$exists": True}}]}
-        state = {"$ifNull": [f"${updated}.state", "pending"]}
-        pipeline: list[dict[str, Any]] = [{"$match": {**added, **news}}]
-        pipeline.append({"$project": {"ns": 1, "documentKey": 1, "state": state}})
+        pipeline: list[dict[str, Any]] = [{"$match": {**added, **news}}, {"$project": {"ns": 1, "documentKey": 1}}]
         while not self._stop.is_set():
             try:
                 with self._client.watch(pipeline, max_await_time_ms=500) as stream:
                     while not self._stop.is_set():
                         if event := stream.try_next():
-                            self.notify(event["ns"]["db"])
-                            told = {"job": event["documentKey"]["_id"], "state": event["state"]}
-                            self._on_event({"type": "job", "database": event["ns"]["db"], **told})
+                            database, job = event["ns"]["db"], event["documentKey"]["_id"]
+                            self.notify(database)
+                            self._on_event({"type": "changed", "database": database, "job": job})
             except PyMongoError as error:
                 log.debug(
                     "No change stream over the deployment (%s): jobs are found by scanning.", type(error).__name__

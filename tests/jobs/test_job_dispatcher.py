@@ -218,12 +218,14 @@ def test_a_dispatcher_that_is_closed_leaves_its_jobs_to_the_next(world: World, d
 
 
 def test_listeners_hear_how_jobs_go(world: World, watcher: Any, dispatch: Start) -> None:
-    heard: list[dict[str, Any]] = []
-    dispatcher = dispatch(ThreadPool(), on_event=heard.append)
+    told: list[dict[str, Any]] = []
+    dispatcher = dispatch(ThreadPool(), on_event=told.append)
     jobs = world.insert(rows(50))
     dispatcher.notify(world.database.name)
     world.ended(jobs["m/x"])
-    until(lambda: heard and heard[-1]["state"] == "succeeded")
+    until(lambda: {"type": "changed", "database": world.database.name, "job": jobs["m/x"]} in told)
+    until(lambda: any(event.get("state") == "succeeded" for event in told))
+    heard = [event for event in told if event["type"] == "job"]
     assert heard[0]["state"] == "running"
     assert heard[-1] == {
         "type": "job",

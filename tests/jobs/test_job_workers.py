@@ -92,7 +92,7 @@ def test_progress_moves_inside_a_chunk(world: World, pool: DaskPool, dispatch: S
     world.model("m", slow_double)
     world.watcher("m", "x", batch_size=8)
     seen: set[int] = set()
-    dispatcher = dispatch(pool, on_event=lambda event: seen.add(event["done"]))
+    dispatcher = dispatch(pool, on_event=lambda event: seen.add(event.get("done", 0)))
     jobs = world.insert(rows(1000))
     dispatcher.notify(world.database.name)
     world.ended(jobs["m/x"])

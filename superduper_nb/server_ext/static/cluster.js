@@ -202,6 +202,8 @@ export class Cluster {
     this.seq = event.seq;
     if (event.type === "missed") {
       this.reread(...new Set([...this.jobs.values()].map(job => job.database)));
+    } else if (event.type === "changed") {
+      this.reread(event.database);
     } else if (event.type === "job") {
       const job = this.jobs.get(event.job);
       if (job === undefined || event.state !== "running" || isOver(job)) {
