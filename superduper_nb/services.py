@@ -325,7 +325,6 @@ def _pool(config: Config, mongo_uri: str) -> DaskPool:
         address=settings.scheduler,
         workers=_workers(config),
         threads=settings.threads,
-        port=settings.port or 0,
         environment=environment,
     )
 

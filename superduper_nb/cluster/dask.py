@@ -52,8 +52,6 @@ class DaskPool:
         Worker processes of our own pool.
     threads : int, default 1
         Threads of each.
-    port : int, default 0
-        Port of our own scheduler; 0 takes a free one.
     environment : mapping of str to str
         Handed to the workers (where MongoDB is, for instance).
     """
@@ -64,11 +62,10 @@ class DaskPool:
         address: str | None = None,
         workers: int = 2,
         threads: int = 1,
-        port: int = 0,
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self._external = address
-        self._options = {"workers": workers, "threads": threads, "port": port, "environment": dict(environment or {})}
+        self._options = {"workers": workers, "threads": threads, "environment": dict(environment or {})}
         self._process: subprocess.Popen[str] | None = None
         self._client: Client | None = None
         self._lock = threading.RLock()
@@ -115,6 +112,8 @@ class DaskPool:
             hello = self._spawn()
             address, security = hello["address"], Security(require_encryption=True, **hello["tls"])
         try:
+            if self._external:
+                asyncio.run(_greet(address))
             return Client(address, security=security, timeout=_CALL_TIMEOUT_S, set_as_default=False)
         except (OSError, TimeoutError) as error:
             raise ServiceError(f"The Dask scheduler {address} does not answer ({type(error).__name__}).") from error
@@ -183,6 +182,16 @@ class DaskPool:
         workers = self._client.scheduler_info(n_workers=-1).get("workers", {})
         address = self._client.scheduler.address if self._client.scheduler else None
         return {"state": "running", "where": address, "workers": len(workers), "restarts": self.restarts}
+
+
+async def _greet(address: str) -> None:
+    """Raise `OSError` unless a Dask scheduler answers there: a client waits for ever for one that never says a word."""
+    from distributed.comm import connect
+    from distributed.security import Security
+
+    options = Security().get_connection_args("client")
+    comm = await asyncio.wait_for(connect(address, timeout=_CALL_TIMEOUT_S / 2, **options), _CALL_TIMEOUT_S)
+    await comm.close()
 
 
 def _relay(remote: Any, local: Future[Any]) -> None:

@@ -62,7 +62,6 @@ async def _serve(options: dict[str, Any], answer: TextIO) -> None:
         threads_per_worker=options["threads"] + READING_AND_WRITING,
         processes=True,
         host="127.0.0.1",
-        scheduler_port=options["port"],
         dashboard_address=None,
         scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},  # else it takes port 8787
         security=security,
