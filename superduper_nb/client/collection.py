@@ -17,6 +17,7 @@ from superduper_nb.documents.paths import BASE, OUTPUTS, check_path
 from superduper_nb.errors import InvalidInputError
 from superduper_nb.jobs.downloads import pending_content
 from superduper_nb.jobs.watchers import Watcher, overlap, plan
+from superduper_nb.models.apply import check_batch_size
 from superduper_nb.search.measures import BUILTIN
 from superduper_nb.training import Training
 
@@ -105,8 +106,7 @@ class Collection(DerivingCollection[_DocumentType]):
             The one that computes the outputs of the documents that are there.
         """
         self._workspace.store.get("model", model)
-        if batch_size is not None and batch_size < 1:
-            raise InvalidInputError(f"batch_size={batch_size!r}: it must be at least 1.")
+        check_batch_size(batch_size)
         return self._watch(Watcher(self.name, model, key, self._checked(filter), dict(features or {}), batch_size))
 
     def _watch(self, watcher: Watcher, *, compute: bool = True) -> Jobs:

@@ -13,7 +13,7 @@ from superduper_nb.client.jobs import JobList, Jobs
 from superduper_nb.client.registered import Registered
 from superduper_nb.components.store import Kind, check_identifier
 from superduper_nb.errors import InvalidInputError, did_you_mean
-from superduper_nb.models.apply import check_model
+from superduper_nb.models.apply import check_batch_size, check_model
 from superduper_nb.models.signature import signature
 
 if TYPE_CHECKING:
@@ -113,8 +113,7 @@ class Database(pymongo.database.Database[_DocumentType]):
         known = workspace.loader.codec().type_ids
         if type is not None and type not in known:
             raise InvalidInputError(f"No type is called {type!r}.{did_you_mean(type, known)}")
-        if batch_size is not None and batch_size < 1:
-            raise InvalidInputError(f"batch_size={batch_size!r}: it must be at least 1.")
+        check_batch_size(batch_size)
         bundle = {"object": obj, "preprocess": preprocess, "postprocess": postprocess}
         definition: dict[str, Any] = {"type": type, "batch_size": batch_size, "device": device}
         if known_types := signature(obj, preprocess, postprocess):

@@ -186,7 +186,7 @@ class DaskPool:
 
 async def _greet(address: str) -> None:
     """Raise `OSError` unless a Dask scheduler answers there: a client waits for ever for one that never says a word."""
-    from distributed.comm import connect
+    from distributed.comm.core import connect
     from distributed.security import Security
 
     options = Security().get_connection_args("client")

@@ -16,7 +16,7 @@ from typing import Any, Final
 from superduper_nb.errors import InvalidInputError, ModelError
 from superduper_nb.models import batches
 
-__all__ = ["DEFAULT_BATCH_SIZE", "ItemError", "Predictor", "check_model"]
+__all__ = ["DEFAULT_BATCH_SIZE", "ItemError", "Predictor", "check_batch_size", "check_model"]
 
 DEFAULT_BATCH_SIZE: Final = 32
 _PADDED: Final = 4096
@@ -59,6 +59,12 @@ def check_model(obj: object) -> None:
         )
 
 
+def check_batch_size(value: object) -> None:
+    """Raise `InvalidInputError` unless `value` is None or a whole number of at least 1."""
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        raise InvalidInputError(f"batch_size={value!r}: it must be a whole number of at least 1, or None.")
+
+
 class Predictor:
     """A model ready to be applied.
 
@@ -93,6 +99,7 @@ class Predictor:
         device: str = "auto",
     ) -> None:
         check_model(obj)
+        check_batch_size(batch_size)
         self.obj = obj
         self.batch_size = batch_size or DEFAULT_BATCH_SIZE
         self.preprocess: Step | None = preprocess or getattr(obj, "preprocess", None)

@@ -64,6 +64,10 @@ def to_device(batch: Any, device: Any) -> Any:
 
 def rows(output: Any) -> list[Any]:
     """Split a model's answer to a batch into one answer for each input."""
+    if getattr(output, "ndim", None) == 0:
+        raise InvalidInputError(
+            "the model answered a 0-d value, a single number, to a batch: it must answer one row an input"
+        )
     if hasattr(output, "detach"):
         # One copy a row: a view would keep the whole batch alive as long as any of its rows.
         return [row.clone() for row in output.detach().cpu()]
@@ -74,12 +78,22 @@ def rows(output: Any) -> list[Any]:
     if isinstance(output, np.ndarray):
         return [row.copy() if isinstance(row, np.ndarray) else row.item() for row in output]
     if isinstance(output, Mapping):
-        return [dict(zip(output, row, strict=True)) for row in _transpose(list(output.values()))]
+        return _named_rows(output)
     if isinstance(output, tuple):
         return _transpose(list(output))
     if isinstance(output, list):
         return output
     raise InvalidInputError(f"the model answered a {type(output).__name__} to a batch: it must answer one row an input")
+
+
+def _named_rows(output: Mapping[Any, Any]) -> list[Any]:
+    columns = {}
+    for name, column in output.items():
+        try:
+            columns[name] = rows(column)
+        except InvalidInputError as error:
+            raise InvalidInputError(f"{name!r}: {error}") from None
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def _transpose(columns: list[Any]) -> list[Any]:

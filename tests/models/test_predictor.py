@@ -304,3 +304,20 @@ def test_batches_that_are_padded_are_limited_in_elements() -> None:
     seen.clear()
     Predictor(Texts(), batch_size=64).predict_many(["x" * 500] * 64)  # nothing to pad
     assert seen == [(64, 500)]
+
+
+@pytest.mark.parametrize("given", [0, -1, True, 1.5, "8"])
+def test_a_batch_size_is_a_whole_number_of_at_least_one(given: Any) -> None:
+    with pytest.raises(InvalidInputError, match="batch_size="):
+        Predictor(len, batch_size=given)
+
+
+def test_a_single_number_in_an_answer_is_named() -> None:
+    class Losing(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"double": 2 * x, "loss": x.sum()}
+
+    (error,) = Predictor(Losing()).predict_many([torch.ones(2)])
+    assert isinstance(error, ItemError)
+    assert "'loss'" in error.message
+    assert "one row an input" in error.message
