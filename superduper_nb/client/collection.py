@@ -10,7 +10,7 @@ from pymongo.typings import _DocumentType
 from superduper_nb.client.database import Database
 from superduper_nb.client.deriving import DerivingCollection
 from superduper_nb.client.jobs import JobList, Jobs
-from superduper_nb.client.learning import check_training, target_kind, train, trained_as
+from superduper_nb.client.learning import check_training, check_validation_sets, target_kind, train, trained_as
 from superduper_nb.client.registered import Registered, passed_on
 from superduper_nb.components.store import check_identifier
 from superduper_nb.documents.paths import BASE, OUTPUTS, check_path
@@ -166,7 +166,8 @@ class Collection(DerivingCollection[_DocumentType]):
         splitter : str, optional
             A registered one, ``document -> (query part, document part)``: for a single pair, whose model takes both.
         validation_sets : sequence of str
-            For a later version: so far it is measured on the fold ``"valid"``.
+            Frozen sets (`create_validation_set`) to measure it on, beside the fold ``"valid"``:
+            ``"<set>.<metric>"`` in its history, and for ``Training(monitor=)``.
         training : Training, optional
             How to train.
 
@@ -193,7 +194,8 @@ class Collection(DerivingCollection[_DocumentType]):
                 raise InvalidInputError("Training needs two sides: a second model and key, or a splitter=.")
             if splitter is not None:
                 workspace.store.get("splitter", splitter)
-            definition |= {"splitter": splitter, **trained_as(loss, metrics, validation_sets, training)}
+            sets = check_validation_sets(workspace, self.name, validation_sets)
+            definition |= {"splitter": splitter, **trained_as(loss, metrics, sets, training)}
             code = training.code()
         elif training is not None or metrics or splitter or validation_sets:
             raise InvalidInputError("training=, metrics=, splitter= and validation_sets= need a loss= to train with.")
@@ -248,7 +250,8 @@ class Collection(DerivingCollection[_DocumentType]):
         features : mapping of str to str, optional
             ``{key: model}``: the output of that model on that key in the place of the raw value.
         validation_sets : sequence of str
-            For a later version: so far it is measured on the fold ``"valid"``.
+            Frozen sets (`create_validation_set`) to measure it on, beside the fold ``"valid"``:
+            ``"<set>.<metric>"`` in its history, and for ``Training(monitor=)``.
         training : Training, optional
             How to train.
 
@@ -263,6 +266,7 @@ class Collection(DerivingCollection[_DocumentType]):
         workspace.store.get("model", model)
         _check_key(target_key)
         training = check_training(workspace, "imputation", loss=loss, metrics=metrics, training=training)
+        sets = check_validation_sets(workspace, self.name, validation_sets, features)
         watcher = Watcher(self.name, model, model_key, self._checked(filter), dict(features or {}))
         self._check_watcher(watcher)
         definition = {
@@ -273,7 +277,7 @@ class Collection(DerivingCollection[_DocumentType]):
             "target_key": target_key,
             "filter": watcher.filter,
             "features": watcher.features,
-            **trained_as(loss, metrics, validation_sets, training),
+            **trained_as(loss, metrics, sets, training),
         }
         task, _ = workspace.store.put("imputation", id, definition, collection=self.name, obj=training.code() or None)
         workspace.changed()
@@ -319,6 +323,7 @@ class Collection(DerivingCollection[_DocumentType]):
         workspace.store.get("trainer", trainer)
         _check_pairs(workspace, models, keys)
         training = check_training(workspace, "learning_task", loss=loss, metrics=metrics, training=training)
+        sets = check_validation_sets(workspace, self.name, validation_sets, features)
         definition = {
             "trainer": trainer,
             "models": list(models),
@@ -326,7 +331,7 @@ class Collection(DerivingCollection[_DocumentType]):
             "filter": self._checked(filter),
             "features": dict(features or {}),
             "options": options,
-            **trained_as(loss, metrics, validation_sets, training),
+            **trained_as(loss, metrics, sets, training),
         }
         task, _ = workspace.store.put(
             "learning_task", id, definition, collection=self.name, obj=training.code() or None

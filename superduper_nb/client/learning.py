@@ -22,11 +22,13 @@ if TYPE_CHECKING:
 
     from superduper_nb.client.workspace import Workspace
 
-__all__ = ["TASKS", "Task", "check_training", "target_kind", "train", "trained_as"]
+__all__ = ["TASKS", "Task", "check_training", "check_validation_sets", "target_kind", "train", "trained_as"]
 
 
 TASKS: Final[tuple[Kind, ...]] = ("imputation", "semantic_index", "learning_task")
 """What can be trained."""
+
+_FOLDS: Final = ("train", "valid")
 
 
 class Task(dict[str, Any]):
@@ -113,18 +115,24 @@ def check_training(
     return training or Training()
 
 
-def trained_as(
-    loss: str | None, metrics: Sequence[str], validation_sets: Sequence[str], training: Training
-) -> dict[str, Any]:
+def check_validation_sets(
+    workspace: Workspace, collection: str, names: Sequence[str], features: Mapping[str, str] | None = None
+) -> list[str]:
+    """Check the sets that a task is to be measured on; return their names."""
+    if isinstance(names, str):
+        raise InvalidInputError(f"validation_sets= is a list of names, such as [{names!r}].")
+    if names and features:
+        raise InvalidInputError("features= and validation_sets=: a frozen copy has no current outputs. Give one.")
+    for name in names:
+        if name in _FOLDS:
+            raise InvalidInputError(f"{name!r} is a fold: a validation set of that name can't be told from it.")
+        workspace.store.get("validation_set", name, collection=collection)
+    return list(names)
+
+
+def trained_as(loss: str | None, metrics: Sequence[str], sets: Sequence[str], training: Training) -> dict[str, Any]:
     """Return the part of a definition that says how something is trained."""
-    if validation_sets:
-        raise InvalidInputError("validation_sets= is for a later version: training is measured on the fold 'valid'.")
-    return {
-        "loss": loss,
-        "metrics": list(metrics),
-        "validation_sets": list(validation_sets),
-        "training": training.definition(),
-    }
+    return {"loss": loss, "metrics": list(metrics), "validation_sets": list(sets), "training": training.definition()}
 
 
 def target_kind(workspace: Workspace, target: str | None) -> str | None:

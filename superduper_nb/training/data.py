@@ -16,10 +16,12 @@ from typing import Any, Final
 
 import numpy as np
 from pymongo.collection import Collection
+from pymongo.database import Database
 
+from superduper_nb.components.validation import COPIES
 from superduper_nb.errors import SuperduperError
 
-__all__ = ["Block", "Documents", "Samples", "Skipped"]
+__all__ = ["Block", "Documents", "FrozenDocuments", "Samples", "Skipped"]
 
 _BLOCK: Final = 128
 _BUFFER_BYTES: Final = 64 * 2**20
@@ -126,6 +128,28 @@ class Documents:
         """About the size of a document."""
         stats = list(self._collection.aggregate([{"$collStats": {"storageStats": {}}}]))
         return max(1, sum(int(each["storageStats"].get("avgObjSize", 0)) for each in stats) // max(1, len(stats)))
+
+
+class FrozenDocuments(Documents):
+    """The documents of a validation set, in the order in which they were copied.
+
+    Parameters
+    ----------
+    database : pymongo.database.Database
+        Plain pymongo's.
+    copy : str
+        Which copy.
+    target : str, optional
+        A path that each must have.
+    """
+
+    def __init__(self, database: Database[dict[str, Any]], copy: str, target: str | None = None) -> None:
+        wanted = {f"document.{target}": {"$exists": True, "$ne": None}} if target else {}
+        super().__init__(database[COPIES], {"copy": copy, **wanted}, {"document": 1})
+
+    def read(self, block: Block) -> list[dict[str, Any]]:
+        """Return the documents of a block."""
+        return [row["document"] for row in super().read(block)]
 
 
 class Samples:

@@ -15,7 +15,7 @@ from superduper_nb.documents.inputs import fields_read, seen_by_models
 from superduper_nb.errors import InvalidInputError, NotFoundError
 from superduper_nb.models import Loader
 from superduper_nb.training.building import Builder
-from superduper_nb.training.data import Documents, Samples, Skipped
+from superduper_nb.training.data import Documents, FrozenDocuments, Samples, Skipped
 from superduper_nb.training.estimators import fit, is_estimator
 from superduper_nb.training.imputation import ImputationTrainer
 from superduper_nb.training.loop import Loop, Onlooker, Result
@@ -174,7 +174,15 @@ class Run:
         return fields_read(keys, self._features)
 
     def _validation(self) -> dict[str, Documents]:
-        return {"valid": self._documents("valid")}
+        return {"valid": self._documents("valid"), **{name: self._frozen(name) for name in self._validation_sets}}
+
+    @property
+    def _validation_sets(self) -> list[str]:
+        return list(self.task.definition.get("validation_sets", ()))
+
+    def _frozen(self, name: str) -> FrozenDocuments:
+        held = self._loader.store.get("validation_set", name, collection=self.task.collection)
+        return FrozenDocuments(self._database, held.definition["copy"], self.task.definition.get("target_key"))
 
     def _samples(self, trainer: Trainer, documents: Documents, buffer: int | None = None) -> Samples:
         def prepare(document: dict[str, Any]) -> Any:

@@ -388,3 +388,24 @@ def test_registering_checks_names(digits: Docs) -> None:
     with pytest.raises(InvalidInputError, match="need a loss="):
         digits.create_semantic_index("i", ["net"], ["img"], metrics=["mrr"])
     assert list(digits.imputations) == []
+
+
+def test_a_task_is_measured_on_frozen_validation_sets(digits: Docs, digit_rows: list[dict[str, Any]]) -> None:
+    """Of the weights that are kept, the result on a set is that of the model applied to the copies."""
+    labelled = {"label": {"$exists": True}, "_fold": {"$exists": True}}
+    digits.create_validation_set("few", labelled, sample_size=40)
+    digits.create_validation_set("valid", labelled, sample_size=10)
+    with pytest.raises(InvalidInputError, match="'valid' is a fold"):
+        impute(digits, validation_sets=["valid"])
+    with pytest.raises(InvalidInputError, match="is a list of names"):
+        impute(digits, validation_sets="few")
+    with pytest.raises(NotFoundError, match="Did you mean 'few'"):
+        impute(digits, validation_sets=["fews"])
+    impute(digits, sd.Training(epochs=3, batch_size=32, lr=1e-2, monitor="few.accuracy"), validation_sets=["few"])
+    local = Predictor(digits.models["net"], postprocess=lambda logits: sorted(DIGITS)[int(logits.argmax())])
+    held = list(digits.validation_sets["few"])
+    right = sum(local.predict(document["img"]) == document["label"] for document in held) / len(held)
+    assert max(curve(digits, "few.accuracy")) == pytest.approx(right)
+    assert len(curve(digits, "valid.accuracy")) == len(curve(digits, "few.accuracy"))
+    with pytest.raises(ConflictError, match="imputation digit"):
+        digits.validation_sets.delete("few")
