@@ -8,6 +8,7 @@ from typing import Any, Final
 from pymongo.errors import OperationFailure
 from pymongo.typings import _DocumentType
 
+from superduper_nb.client.filters import encoded_filter
 from superduper_nb.client.finding import FindingCollection
 from superduper_nb.client.jobs import Jobs
 from superduper_nb.components.store import check_identifier
@@ -157,7 +158,7 @@ class DerivingCollection(FindingCollection[_DocumentType]):
     def _checked(self, filter: Mapping[str, Any] | None) -> dict[str, Any]:
         """Return a filter as it is to be registered, if MongoDB takes it."""
         try:
-            encoded: dict[str, Any] = dict(self._workspace.codec.encode(dict(filter or {})))
+            encoded: dict[str, Any] = dict(encoded_filter(self._workspace.codec, dict(filter or {})))
             self._workspace.store.database[self.name].find_one(encoded, {"_id": 1})
         except (OperationFailure, TypeError, ValueError) as error:
             raise InvalidInputError(f"MongoDB refuses filter={filter!r:.80}: {error}") from None

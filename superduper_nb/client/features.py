@@ -54,7 +54,7 @@ class Features:
     def put(self, document: dict[str, Any], projection: Mapping[str, Any] | None) -> None:
         """Put outputs in the place of values; None where there is no output of the model's present version."""
         for key, (model, version) in self._versions.items():
-            if projection is None or excludes(projection) or _shows(projection, key):
+            if projection is None or _shows(projection, key):
                 token = get_path(document, token_path(model, key))
                 current = token is not None and token["v"] == version
                 with suppress(InvalidInputError):  # something else stands where the key leads
@@ -74,4 +74,6 @@ def excludes(projection: Mapping[str, Any]) -> bool:
 
 
 def _shows(projection: Mapping[str, Any], key: str) -> bool:
+    if excludes(projection):
+        return not any(key == path or key.startswith(f"{path}.") for path in projection)
     return any(overlap(path, key) for path in projection)

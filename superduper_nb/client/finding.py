@@ -98,6 +98,7 @@ class FindingCollection(WritingCollection[_DocumentType]):
         combines.
         """
         filter, in_filter = split_like(filter)
+        filter = self._filter(filter)
         if in_filter is not None and like is not None:
             raise InvalidInputError("Both like= and $like in the filter: give one of them.")
         cursor: Cursor[_DocumentType] = Cursor(self, filter, *args, **kwargs)
@@ -157,6 +158,7 @@ class FindingCollection(WritingCollection[_DocumentType]):
         encoded = self._workspace.codec.encode(list(likes)) if isinstance(likes, (list, tuple)) else likes
         options = {"n": n, "semantic_index": semantic_index, "exact": exact}
         request = self._of_here(likes=encoded, min_score=min_score, max_score=max_score, **options)
+        filter = self._filter(filter)
         reply = self._searched(request, filter)
         hidden = False
         if isinstance(projection, Mapping) and projection.get("_id", 1) in (0, False):

@@ -13,6 +13,7 @@ from bson import ObjectId, Regex
 from bson.raw_bson import RawBSONDocument
 from pymongo import DeleteMany, DeleteOne, InsertOne, ReadPreference, ReplaceOne, UpdateMany, UpdateOne
 
+from superduper_nb.client.filters import encoded_filter
 from superduper_nb.client.folds import folds
 from superduper_nb.documents.content import changed_content, find_downloads
 from superduper_nb.search.ids import id_key
@@ -159,12 +160,20 @@ class PlannedWrite:
 
     def operations(self, operations: Sequence[Any], let: Any = None) -> list[Any]:
         """Take part of a bulk write; return its operations as they are to be sent."""
+        operations = [self._encoded(operation) for operation in operations]
         # Those that name a document by its _id, mostly all of them, are looked up together.
         named = [_named_id(o._filter) for o in operations if isinstance(o, (ReplaceOne, UpdateOne, UpdateMany))]
         ids = [id for id in named if id is not None]
         found = self._find({"_id": {"$in": ids}}, dict.fromkeys(_KEPT, 1), many=True) if ids else ()
         self._found = {id_key(document["_id"]): document for document in found}
         return [self._operation(operation, let) for operation in operations]
+
+    def _encoded(self, operation: Any) -> Any:
+        if not hasattr(operation, "_filter"):
+            return operation
+        ours = copy(operation)
+        ours._filter = encoded_filter(self._codec, operation._filter)
+        return ours
 
     def _operation(self, operation: Any, let: Any) -> Any:
         ours = copy(operation)
@@ -182,8 +191,7 @@ class PlannedWrite:
                 ours._doc = self.update(operation._filter, operation._doc, many=many, **options)
         else:
             self._deletes |= isinstance(operation, (DeleteOne, DeleteMany))
-            return operation  # what it is, pymongo says
-        return ours
+        return ours  # what else it is, pymongo says
 
     def name_upserted(self, filter: Any, change: Any) -> Any:
         """Give the document that an upsert will make its ``_id`` now; return the change with it.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import pymongo.collection
 from pymongo.typings import _DocumentType
 
+from superduper_nb.client.filters import encoded_filter
 from superduper_nb.client.jobs import Jobs
 from superduper_nb.client.results import (
     BulkWriteResult,
@@ -96,6 +97,7 @@ class WritingCollection(pymongo.collection.Collection[_DocumentType]):
     ) -> UpdateResult:
         if not self._workspace.managed:
             return with_jobs(method(filter, change, *args, **kwargs), self._no_jobs(), UpdateResult)
+        filter = self._filter(filter)
         options = _named(method.__name__, args, kwargs)
         write = self._planned(options)
         change = _plan(write, method.__name__, filter, change, options)
@@ -119,6 +121,7 @@ class WritingCollection(pymongo.collection.Collection[_DocumentType]):
     ) -> Any:
         if not self._workspace.managed:
             return method(filter, change, *args, **kwargs)
+        filter = self._filter(filter)
         options = _named(method.__name__, args, kwargs)
         write = self._planned(options)
         change = _plan(write, method.__name__, filter, change, options)
@@ -157,14 +160,14 @@ class WritingCollection(pymongo.collection.Collection[_DocumentType]):
     ) -> DeleteResult:
         session = _named(method.__name__, args, kwargs).get("session")
         with self._following(self._after_delete(session), session) as started:
-            result = method(filter, *args, **kwargs)
+            result = method(self._filter(filter), *args, **kwargs)
         return with_jobs(result, started(), DeleteResult)
 
     def find_one_and_delete(self, filter: Any, *args: Any, **kwargs: Any) -> Any:
         """Delete one document and return it, as pymongo does; indexes and neighbourhoods follow."""
         session = _named("find_one_and_delete", args, kwargs).get("session")
         with self._following(self._after_delete(session), session):
-            return self._decoded(super().find_one_and_delete(filter, *args, **kwargs))
+            return self._decoded(super().find_one_and_delete(self._filter(filter), *args, **kwargs))
 
     def _after_delete(self, session: Any) -> dict[str, str]:
         if not self._workspace.managed:
@@ -186,6 +189,11 @@ class WritingCollection(pymongo.collection.Collection[_DocumentType]):
             if jobs:
                 self._workspace.release(jobs.values(), session)
             self._workspace.mark()
+
+    def _filter(self, filter: Any) -> Any:
+        """Return a filter as MongoDB takes it."""
+        workspace = self._workspace
+        return encoded_filter(workspace.codec_beside(self.codec_options), filter) if workspace.managed else filter
 
     def _no_jobs(self) -> Jobs:
         return Jobs(self._workspace, {})

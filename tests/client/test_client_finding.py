@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import random
 from typing import Any
 
 import numpy as np
 import pytest
 from bson import Decimal128, ObjectId
+from bson.binary import Binary, BinaryVectorDtype
 from client_models import double, length, words
-from pymongo import ASCENDING, DESCENDING
+from pymongo import ASCENDING, DESCENDING, DeleteOne, UpdateOne
 from pymongo.errors import InvalidOperation
 from pymongo.results import InsertManyResult
 
@@ -230,6 +232,85 @@ def test_what_is_read_is_decoded_unless_raw(shop: sd.Collection[Any]) -> None:
     assert raw is not None
     assert isinstance(raw["_outputs"]["text"]["words"], bytes)
     assert next(iter(shop.aggregate([{"$match": {"_id": 2}}])))["_outputs"]["text"]["words"].dtype == np.float32
+
+
+OPTIONS: dict[str, list[Any]] = {
+    "filter": [None, {"price": {"$lt": 30}}, {"price": {"$lt": np.float64(30), "$ne": np.int32(15)}}, {"price": -1}],
+    "projection": [None, {"price": 1}, {"price": 1, "_id": 0}, ["text"], {"text": 0}, {"_outputs": 0, "_id": 0}],
+    "n": [1, 3, 100],
+    "exact": [False, True],
+    "min_score": [None, 0.4],
+    "features": [None, {"text": "length"}],
+    "sort": [None, [("price", 1)], [("price", -1)], [("_score", 1)]],
+    "skip": [0, 1, 10],
+    "limit": [0, 2, -2],
+    "batch_size": [0, 1, 2],
+    "raw": [False, True],
+}
+
+
+def by_definition(stored: Any, asked: dict[str, Any]) -> list[dict[str, Any]]:
+    """Do with plain pymongo and Python what each option says."""
+    matching = {d["_id"] for d in stored.find(plain(asked["filter"]))}
+    scores = dict(ranked("warm hat", [row for row in ROWS if row["_id"] in matching]))
+    best = [id for id, score in scores.items() if asked["min_score"] is None or score >= asked["min_score"]]
+    best = best[: asked["n"]]
+    prices = {row["_id"]: row["price"] for row in ROWS}
+    if asked["sort"]:
+        ((field, direction),) = asked["sort"]
+        best.sort(key=lambda id: prices[id] if field == "price" else scores[id], reverse=direction == -1)
+    best = best[asked["skip"] :]
+    best = best[: abs(asked["limit"]) or None]
+    documents = []
+    for id in best:
+        document = stored.find_one({"_id": id}, asked["projection"])
+        if asked["features"] and "text" in document:
+            document["text"] = length(document["text"])
+        document["_score"] = pytest.approx(scores[id], abs=1e-5)
+        document.pop("_sddb", None)
+        documents.append(document)
+    return documents
+
+
+def plain(filter: Any) -> Any:
+    return filter and {key: v if v == -1 else {op: float(x) for op, x in v.items()} for key, v in filter.items()}
+
+
+def comparable(document: dict[str, Any]) -> dict[str, Any]:
+    """Return a document without bookkeeping, and with the vector as MongoDB holds it."""
+    shown = {name: value for name, value in document.items() if name != "_sddb"}
+    vector = shown.get("_outputs", {}).get("text", {}).get("words")
+    if isinstance(vector, np.ndarray):
+        shown["_outputs"]["text"]["words"] = Binary.from_vector(vector.tolist(), BinaryVectorDtype.FLOAT32)
+    return shown
+
+
+def test_every_combination_of_arguments_means_what_each_says(shop: sd.Collection[Any], stored: Any) -> None:
+    rng = random.Random(5)
+    for _ in range(250):
+        asked = {name: rng.choice(values) for name, values in OPTIONS.items()}
+        given = {name: value for name, value in asked.items() if value is not None}
+        cursor = shop.find(like={"text": "warm hat"}, **given)
+        expected = by_definition(stored, asked)
+        assert [comparable(document) for document in cursor] == expected, given
+        assert [comparable(document) for document in cursor.clone()] == expected, given
+
+
+def test_filters_take_what_numpy_and_types_hold(shop: sd.Collection[Any]) -> None:
+    assert sorted(ids(shop.find({"price": {"$in": np.array([19, 35])}}))) == [2, 3]
+    assert ids(shop.find({"price": np.int64(15)}, like={"text": "hat"})) == [4]
+    assert ids(shop.find({"$or": [{"price": {"$gt": np.float32(119)}}, {"_id": np.int16(0)}]}).sort("_id")) == [0, 1]
+    assert ids(shop.find_many([{"text": "hat"}], {"price": {"$nin": np.array([15, 19])}}, n=1)[0]) == [0]
+    assert shop.update_many({"price": {"$lt": np.int64(20)}}, {"$set": {"cheap": True}}).matched_count == 2
+    shop.insert_one({"_id": 50, "v": np.array([1, 2], np.float32)})
+    assert ids(shop.find({"v": np.array([1, 2], np.float32)})) == [50]
+    assert shop.delete_one({"_id": np.int8(50)}).deleted_count == 1
+    assert shop.bulk_write([DeleteOne({"_id": np.int8(5)}), UpdateOne({"_id": np.int8(4)}, {"$set": {"a": 1}})])
+    assert shop.find_one({"_id": 5}) is None
+    assert shop.find_one({"_id": 4, "a": 1}) is not None
+    for filter in ({"price": object()}, {"price": {"$lt": {1, 2}}}):
+        with pytest.raises(InvalidInputError, match=r"^Value at 'price[^\n]*no type stores a[^\n]*$"):
+            shop.find(filter, like={"text": "hat"})
 
 
 @pytest.mark.parametrize("like", [{}, "warm", {"nothing": 1}, {"text": 5}, []])

@@ -37,6 +37,7 @@ def worker_here(mongo_uri: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
         tasks._client().close()
     tasks._client.cache_clear()
     tasks._opened.cache_clear()
+    tasks._policy.cache_clear()
     tasks._kept.clear()
 
 

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from job_world import GOOD, Oracle, ThreadPool, World, until
 from pymongo import MongoClient
@@ -114,3 +116,32 @@ def test_a_collection_that_gets_its_first_watcher_is_followed_too(
     world.loader.store.put("watcher", other.id, other.definition(), collection="other")
     world.database["other"].insert_one({"_id": 1, "y": 3})
     until(lambda: world.database["other"].find_one({"_outputs.y.m": 6}), 30)
+
+
+def test_content_and_neighbourhoods_follow_writes_of_any_program(
+    world: World, follow: Callable[[], Follower], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SUPERDUPER_DOWNLOADS", f'{{"roots": ["{tmp_path}"]}}')
+    for n in range(10):
+        (tmp_path / str(n)).write_bytes(bytes([n + 1, 1]))
+    world.model("pair", lambda data: np.frombuffer(data, dtype=np.uint8).astype(np.float32), type="vector")
+    world.watcher("pair", "file")
+    index = {"models": ["pair"], "keys": ["file"], "measure": "l2", "filter": {}}
+    world.loader.store.put("semantic_index", "where", index, collection="docs")
+    world.loader.store.put("neighbourhood", "near", {"semantic_index": "where", "n": 2}, collection="docs")
+    follow()
+
+    def near() -> dict[int, list[int]]:
+        return {found["_id"]: found["_like"]["near"] for found in world.docs.find({"_like.near": {"$exists": True}})}
+
+    def content(n: int) -> dict[str, Any]:
+        return {"_content": {"url": (tmp_path / str(n)).as_uri()}}
+
+    world.docs.insert_many([{"_id": n, "file": content(n)} for n in (0, 1, 2, 4)])
+    until(lambda: near() == {0: [1, 2], 1: [0, 2], 2: [1, 0], 4: [2, 1]}, 30, "neighbours of what was fetched")
+    download, outputs, neighbours = world.database["_sddb.jobs"].find({"kind": {"$ne": "chunk"}}).sort("_id", 1)
+    assert (outputs["parents"], neighbours["parents"]) == ([download["_id"]], [outputs["_id"]])
+    world.docs.update_one({"_id": 4}, {"$set": {"file._content.url": (tmp_path / "9").as_uri()}})
+    until(lambda: world.docs.find_one({"_id": 4, "file._content.bytes": bytes([10, 1])}), 30, "bytes of the new URL")
+    world.docs.delete_one({"_id": 1})
+    until(lambda: near() == {0: [2, 4], 2: [0, 4], 4: [2, 0]}, 30, "neighbours without the deleted")
