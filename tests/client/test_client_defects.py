@@ -13,14 +13,14 @@ from bson.codec_options import CodecOptions, TypeRegistry
 from bson.raw_bson import RawBSONDocument
 from bson.son import SON
 from client_models import length, outputs, words
-from pymongo import ReplaceOne, UpdateOne, monitoring
+from pymongo import DeleteOne, ReplaceOne, UpdateOne, monitoring
 from pymongo.errors import DocumentTooLarge
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
 import superduper_nb as sd
 from superduper_nb.documents import Pending
-from superduper_nb.errors import InvalidInputError
+from superduper_nb.errors import InvalidInputError, NotFoundError
 
 
 def ids(found: Any) -> list[Any]:
@@ -47,6 +47,23 @@ def test_s7_higher_is_better_in_every_measure_and_none_is_repeated(docs: sd.Coll
     assert found[0]["_id"] == 1
     assert scores == sorted(scores, reverse=True)
     assert all(("_distance" in document) == (measure == "l2") for document in found)
+
+
+def test_s11_an_index_reads_vectors_and_prints_nothing(
+    findable: sd.Collection[Any], mongo_uri: str, database: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    findable.insert_many([{"_id": i, "text": f"a b{i}", "large": "x" * 200_000} for i in range(20)])
+    findable.insert_many([{"_id": i, "large": "x" * 200_000} for i in range(20, 25)])  # without outputs
+    database.command("profile", 2)
+    with sd.Client[Any](mongo_uri) as client:
+        found = list(client[database.name]["docs"].find({}, {"_id": 1}, like={"text": "a b7"}, n=100))
+    database.command("profile", 0)
+    assert found[0]["_id"] == 7
+    assert len(found) == 20
+    read = list(database["system.profile"].find({"ns": findable.full_name, "responseLength": {"$exists": True}}))
+    assert sum(entry.get("nreturned", 0) for entry in read) >= 40, "the index was loaded, and the result read"
+    assert sum(entry["responseLength"] for entry in read) < 100_000
+    assert capsys.readouterr() == ("", "")
 
 
 def test_s12_content_that_is_not_there_yet_reads_as_pending(docs: sd.Collection[Any], stored: Any) -> None:
@@ -97,6 +114,90 @@ def test_w14_writes_of_the_user_do_not_pass_for_outputs(docs: sd.Collection[Any]
     docs.insert_one({"_id": 1, "text": "abc"})
     docs.replace_one({"_id": 1}, {"text": "abcd", "_outputs": {"text": {"length": "forged"}}})
     assert outputs(stored) == {1: 4}
+
+
+def test_w15_index_and_neighbours_follow_every_way_to_delete(findable: sd.Collection[Any], stored: Any) -> None:
+    findable.insert_many([{"_id": i, "text": f"a b{i}"} for i in range(8)])
+    findable.create_neighbourhood("near", "meaning", n=10)
+    ways: list[Any] = [
+        lambda: findable.delete_one({"_id": 0}),
+        lambda: findable.delete_many({"_id": {"$in": [1, 2]}}),
+        lambda: findable.find_one_and_delete({"_id": 3}),
+        lambda: findable.bulk_write([DeleteOne({"_id": 4})]),
+    ]
+    for delete in ways:
+        delete()
+        left = {document["_id"] for document in stored.find()}
+        assert set(ids(findable.find(like={"text": "a"}, n=100))) == left
+        assert all({d["_id"], *d["_like"]["near"]} == left for d in stored.find())
+    assert left == {5, 6, 7}
+
+
+# --- section 2.3: objects, models, neighbourhoods ---------------------------------------------------------------------
+
+
+class ByName:
+    """Without parameters, without ``state_dict``, defined where no worker could import it from."""
+
+    def __call__(self, x: Any) -> dict[str, Any]:
+        return {"name": x["name"], "tags": [x["n"], "text", None]}
+
+
+def test_section_2_3_models_of_any_form_are_registered_loaded_and_applied(
+    docs: sd.Collection[Any], other_client: sd.Client[Any]
+) -> None:
+    import torch
+
+    docs.create_model("by_name", ByName())
+    docs.create_model("no_parameters", torch.nn.ReLU(), preprocess=lambda x: torch.tensor([float(x["n"])]))
+    docs.create_model("steps", lambda x: x + 1, preprocess=lambda x: x["n"], postprocess=lambda y: -y)
+    x = {"name": "a", "n": 3}
+    other = other_client[docs.database.name]["docs"]
+    assert other.predict("by_name", x) == {"name": "a", "tags": [3, "text", None]}
+    assert float(other.predict("no_parameters", x)[0]) == 3
+    assert other.predict("steps", x) == -4
+    assert type(other.models["by_name"]).__name__ == "ByName"
+
+
+def test_section_2_3_each_kind_is_listed_described_and_deleted(findable: sd.Collection[Any], stored: Any) -> None:
+    findable.insert_many([{"_id": i, "text": "a b", "_fold": "valid"} for i in range(4)])
+    findable.create_splitter("halves", lambda d: (d, d))
+    findable.create_neighbourhood("near", "meaning", n=2)
+    findable.create_validation_set("held", splitter="halves")
+    registries = ("validation_sets", "neighbourhoods", "semantic_indexes", "splitters")
+    for name, id in zip(registries, ("held", "near", "meaning", "halves"), strict=True):
+        registry = getattr(findable, name)
+        assert list(registry) == [id]
+        assert registry.describe(id)["id"] == id
+        assert id in repr(registry)
+        registry.delete(id)
+        assert id not in registry
+        with pytest.raises(NotFoundError, match=id):
+            registry.delete(id)
+    assert "words/text" in findable.watchers
+    findable.watchers.delete("words/text")
+    assert outputs(stored, "text.words") == {}
+    assert stored.database["_sddb.validation"].count_documents({}) == 0
+    assert stored.count_documents({"_like.near": {"$exists": True}}) == 0
+    with pytest.raises(NotFoundError, match="meaning"):
+        findable.find(like={"text": "a"}, semantic_index="meaning").next()
+
+
+def test_section_2_3_what_a_user_does_wrong_is_never_an_assertion(docs: sd.Collection[Any]) -> None:
+    wrong: list[Any] = [
+        lambda: docs.create_model("a.b", length),
+        lambda: docs.create_model("x", 5),
+        lambda: docs.create_watcher("nobody", "text"),
+        lambda: docs.create_watcher("length", ""),
+        lambda: docs.create_semantic_index("i", ["length"], []),
+        lambda: docs.create_neighbourhood("n", "nothing"),
+        lambda: docs.create_validation_set("v", {"text": "nowhere"}),
+        lambda: docs.find(similar_join="nothing"),
+        lambda: docs.find(features={"nothing": "length"}),
+    ]
+    for call in wrong:
+        with pytest.raises(sd.SuperduperError, match=r"^[^\n]+$"):
+            call()
 
 
 def test_a_document_that_is_too_large_is_pymongos_error_and_nothing_is_written(

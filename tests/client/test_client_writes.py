@@ -93,6 +93,23 @@ def test_update_recomputes_what_reads_the_changed_keys(docs: sd.Collection[Any],
     assert outputs(stored) == expected(stored)
 
 
+def test_an_update_inside_a_nested_key_recomputes_what_lies_around_it_and_nothing_beside_it(
+    docs: sd.Collection[Any], stored: Any
+) -> None:
+    calls: list[str] = []
+    docs.create_model("keys", lambda d: sorted(d))
+    for key, model in (("meta", "keys"), ("meta.title", "length"), ("meta.author", "length")):
+        docs.create_watcher(model, key)
+    docs.insert_one({"_id": 1, "meta": {"title": "abc", "author": "ab"}})
+    calls += docs.update_one({"_id": 1}, {"$set": {"meta.title": "abcd"}}).jobs
+    assert sorted(calls) == ["keys/meta", "length/meta.title"]
+    calls = list(docs.update_one({"_id": 1}, {"$set": {"meta.year": 1}, "$unset": {"meta.author": ""}}).jobs)
+    assert sorted(calls) == ["keys/meta", "length/meta.author"]
+    assert outputs(stored, "meta.keys") == {1: ["title", "year"]}
+    assert outputs(stored, "meta.title.length") == {1: 4}
+    assert outputs(stored, "meta.author.length") == {}
+
+
 def test_update_by_position_and_pipeline(docs: sd.Collection[Any], stored: Any) -> None:
     docs.insert_many(rows())
     result = docs.update_one({"_id": 99}, {"$set": {"text": "upserted"}}, True)

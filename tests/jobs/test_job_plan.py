@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from superduper_nb.errors import InvalidInputError
+from superduper_nb.jobs.upkeep import Neighbourhood, Upkeep, new_jobs
 from superduper_nb.jobs.watchers import Watcher, plan
 
 
@@ -73,3 +74,25 @@ def test_every_plan_is_topological_complete_and_without_repeats(watchers: list[W
     features = {w.id for w in watchers if changed and changed & set(w.features)}
     assert concerned <= set(order)
     assert set(order) <= concerned | features | {w.id for w in watchers if w.upstream & set(order)}
+
+
+@given(graphs(), st.data())
+def test_downloads_come_first_and_neighbours_last_each_once(watchers: list[Watcher], data: st.DataObject) -> None:
+    keys = st.sets(st.sampled_from([found.key for found in watchers]))
+    content, changed = data.draw(keys), data.draw(keys)
+    near = [Neighbourhood(f"near{i}", "index", found.id, False) for i, found in enumerate(watchers)]
+    steps = Upkeep(tuple(watchers), tuple(near)).steps(changed, content)
+    names = [step.name for step in steps]
+    assert len(names) == len(set(names))
+    assert ("download" in names) == bool(content)
+    by_name = {step.name: step for step in steps}
+    for found in watchers:
+        if found.key in content:
+            assert "download" in by_name[found.id].before
+    planned = {step.component for step in steps if step.kind == "outputs"}
+    assert planned == {found.id for found, _ in plan(watchers, changed | content)}
+    assert {step.before for step in steps if step.kind == "neighbours"} == {(id,) for id in planned}
+    jobs = new_jobs(steps, "docs", dict.fromkeys(("download", "outputs", "neighbours"), ({"ids": []}, 0)))
+    order = [job.id for job in jobs.values()]
+    for job in jobs.values():
+        assert all(order.index(parent) < order.index(job.id) for parent in job.parents)
