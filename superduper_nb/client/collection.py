@@ -13,9 +13,9 @@ from superduper_nb.client.jobs import JobList, Jobs
 from superduper_nb.client.learning import check_training, check_validation_sets, target_kind, train, trained_as
 from superduper_nb.client.registered import Registered, passed_on
 from superduper_nb.components.store import check_identifier
+from superduper_nb.documents.content import pending_content
 from superduper_nb.documents.paths import BASE, OUTPUTS, check_path
 from superduper_nb.errors import InvalidInputError
-from superduper_nb.jobs.downloads import pending_content
 from superduper_nb.jobs.watchers import Watcher, overlap, plan
 from superduper_nb.models.apply import check_batch_size
 from superduper_nb.search.measures import BUILTIN

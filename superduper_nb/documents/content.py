@@ -30,6 +30,7 @@ __all__ = [
     "find_content",
     "find_downloads",
     "is_content",
+    "pending_content",
     "public_url",
     "settled",
 ]
@@ -159,6 +160,13 @@ def changed_content(update: Any, *, plain: bool = False) -> set[str] | None:
             if inside or (not plain and any(_is_open(content) for _, content in _walk(value, ()))):
                 paths.add(head.strip("."))
     return paths
+
+
+def pending_content(key: str) -> dict[str, Any]:
+    """Return a filter for documents of which something at a key, or in a list there, may still have to be fetched."""
+    there, missing = {"$exists": True}, {"$exists": False}
+    content = {f"{CONTENT}.url": there, f"{CONTENT}.bytes": missing, f"{CONTENT}.error": missing}
+    return {"$or": [{f"{key}.{path}": test for path, test in content.items()}, {key: {"$elemMatch": content}}]}
 
 
 def _mentions(value: Any) -> bool:

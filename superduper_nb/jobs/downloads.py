@@ -31,7 +31,7 @@ from superduper_nb.documents.download import DownloadError, DownloadPolicy, fetc
 from superduper_nb.jobs.outputs import Control, Outcome
 from superduper_nb.search.ids import id_key
 
-__all__ = ["DownloadWork", "pending_content", "with_downloads"]
+__all__ = ["DownloadWork", "with_downloads"]
 
 _ROUNDS: Final = 20
 _DOCUMENT_BYTES: Final = 16 * 2**20
@@ -238,10 +238,3 @@ def with_downloads(documents: Collection[dict[str, Any]], ids: Sequence[Any]) ->
             found.append(document["_id"])
             places |= paths
     return found, places
-
-
-def pending_content(key: str) -> dict[str, Any]:
-    """Return a filter for documents of which something at a key, or in a list there, may still have to be fetched."""
-    there, missing = {"$exists": True}, {"$exists": False}
-    content = {f"{CONTENT}.url": there, f"{CONTENT}.bytes": missing, f"{CONTENT}.error": missing}
-    return {"$or": [{f"{key}.{path}": test for path, test in content.items()}, {key: {"$elemMatch": content}}]}
