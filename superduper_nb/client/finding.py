@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -13,6 +13,7 @@ from superduper_nb.client.evaluating import Evaluation, evaluated
 from superduper_nb.client.features import Features
 from superduper_nb.client.jobs import Duplicates
 from superduper_nb.client.joining import Join
+from superduper_nb.client.validating import ValidationSet
 from superduper_nb.client.writing import WritingCollection
 from superduper_nb.errors import InvalidInputError
 from superduper_nb.jobs import NewJob
@@ -173,7 +174,7 @@ class FindingCollection(WritingCollection[_DocumentType]):
     def evaluate(
         self,
         semantic_index: str,
-        queries: Iterable[tuple[Like, Iterable[Any]]],
+        queries: str | Iterable[tuple[Like, Iterable[Any]]],
         *,
         n: int = 10,
         filter: Mapping[str, Any] | None = None,
@@ -185,8 +186,9 @@ class FindingCollection(WritingCollection[_DocumentType]):
         ----------
         semantic_index : str
             Which one.
-        queries : iterable of pairs
-            A `like` (as of `find`), and the identifiers of the documents that are relevant to it.
+        queries : iterable of pairs, or str
+            A `like` (as of `find`), and the identifiers of the documents that are relevant to it. Or a validation set
+            with a splitter: each query part is to find the document that it is of.
         n, filter, exact
             As those of `find`, for all queries.
         """
@@ -197,7 +199,13 @@ class FindingCollection(WritingCollection[_DocumentType]):
             return self._searched(request, filter).ids
 
         check_n(n)
-        return evaluated(search, semantic_index, queries, n)
+        pairs = self._query_parts(queries) if isinstance(queries, str) else queries
+        return evaluated(search, semantic_index, pairs, n)
+
+    def _query_parts(self, id: str) -> Iterator[tuple[Like, list[Any]]]:
+        workspace = self._workspace
+        held = ValidationSet(workspace, workspace.store.get("validation_set", id, collection=self.name))
+        return ((query, [document["_id"]]) for document, (query, _) in zip(held, held.pairs(), strict=True))
 
     def find_duplicates(self, semantic_index: str, *, min_score: float = 0.95, limit: int = 100_000) -> Duplicates:
         """Find the pairs of documents whose vectors are near each other, by a job.

@@ -420,6 +420,29 @@ def test_evaluate(shop: sd.Collection[Any]) -> None:
             shop.evaluate("meaning", bad)  # type: ignore[arg-type]
 
 
+def test_evaluate_on_a_validation_set(shop: sd.Collection[Any]) -> None:
+    """Each query part is to find its own document: the rank of that says the same as a `find` of its own."""
+    shop.create_splitter("first_word", lambda d: ({"text": d["text"].split()[0]}, {"text": d["text"]}))
+    shop.create_validation_set(
+        "words", {"text": {"$type": "string"}, "_fold": {"$exists": True}}, splitter="first_word"
+    )
+    found = shop.evaluate("meaning", "words", n=3)
+    held = shop.validation_sets["words"]
+    ranks = [
+        [hit["_id"] for hit in shop.find(like=query, n=3)].index(document["_id"]) + 1
+        if document["_id"] in [hit["_id"] for hit in shop.find(like=query, n=3)]
+        else None
+        for document, (query, _) in zip(held, held.pairs(), strict=True)
+    ]
+    assert len(ranks) == len(ROWS)
+    assert [q["mrr"] for q in found.queries] == pytest.approx([1 / rank if rank else 0 for rank in ranks])
+    shop.create_validation_set("whole", {"_fold": {"$exists": True}})
+    with pytest.raises(InvalidInputError, match="without splitter="):
+        shop.evaluate("meaning", "whole")
+    with pytest.raises(NotFoundError, match="Did you mean 'words'"):
+        shop.evaluate("meaning", "word")
+
+
 def test_find_duplicates(shop: sd.Collection[Any], other_client: sd.Client[Any]) -> None:
     shop.insert_many([{"_id": "twin", "text": "wool hat"}, {"_id": "none"}, {"_id": "bad", "text": 5}])
     job = shop.find_duplicates("meaning", min_score=0.3)
