@@ -110,6 +110,10 @@ def _is_more(key: str, value: Any) -> bool:
 
 
 def _fact(name: str, value: Any) -> str:
+    if name == "rss":
+        return f"memory: {value / 2**20:,.0f} MiB"
+    if isinstance(value, list):
+        value = len(value)
     told = _short(name.replace("_", " "))
     return told if value is True else f"{told}: {_short(value)}"
 

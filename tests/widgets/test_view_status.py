@@ -1,0 +1,17 @@
+from __future__ import annotations
+
+from superduper_nb.widgets.status import Status
+
+
+def test_facts_are_told_as_people_say_them() -> None:
+    replica = {"state": "running", "pid": 7, "rss": 3 * 2**20}
+    server = {
+        "state": "running",
+        "where": "this machine",
+        "rss": 2000 * 2**20,
+        "replicas": [replica, replica],
+        "models": 1,
+    }
+    line = repr(Status({"components": {"model_server": server}})).splitlines()[-1]
+    assert line.endswith("memory: 2,000 MiB, replicas: 2, models: 1")
+    assert "model server" in line
