@@ -19,7 +19,7 @@ from pymongo import MongoClient
 
 from superduper_nb._version import __version__
 from superduper_nb.cluster.dask import DaskPool
-from superduper_nb.cluster.mongod import Mongod, connect_options, wrap_uri_errors
+from superduper_nb.cluster.mongod import Mongod, connect_options, knock, wrap_uri_errors
 from superduper_nb.components.store import COLLECTION as COMPONENTS
 from superduper_nb.components.store import ComponentStore
 from superduper_nb.config import Config, DownloadsConfig
@@ -263,7 +263,7 @@ class LocalServices(_Engines):
             with wrap_uri_errors(config.mongodb.where):
                 client: MongoClient[dict[str, Any]] = MongoClient(self.mongo_uri, **connect_options())
                 undo.callback(client.close)
-                client.admin.command("ping")
+                knock(client)
             models = _model_server(config, self.mongo_uri, loop)
             super().__init__(client, models)
             undo.callback(super().close)

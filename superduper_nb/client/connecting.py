@@ -9,7 +9,7 @@ from typing import Any
 
 from superduper_nb.client.client import Client
 from superduper_nb.cluster.discovery import Server, find_server
-from superduper_nb.cluster.mongod import Mongod, connect_options, wrap_uri_errors
+from superduper_nb.cluster.mongod import Mongod, connect_options, knock, wrap_uri_errors
 from superduper_nb.config import Config
 from superduper_nb.documents.codec import Codec
 from superduper_nb.documents.types import builtin_types
@@ -110,7 +110,7 @@ def _in_process(settings: Config) -> Client[dict[str, Any]]:
             uri = undo.enter_context(Mongod.attach(settings.mongodb.data, cache_gb=settings.mongodb.cache_gb)).uri
         with wrap_uri_errors(settings.mongodb.where):
             client: Client[dict[str, Any]] = Client(uri, **connect_options())
-            client.admin.command("ping")
+            knock(client)
         client._use(
             InProcessServices(client._records, settings.downloads),
             "no notebook server: everything runs in this process",

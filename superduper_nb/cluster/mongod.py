@@ -20,12 +20,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from superduper_nb.cluster.mongod_client import connect_options, wrap_uri_errors
+from superduper_nb.cluster.mongod_client import connect_options, knock, wrap_uri_errors
 from superduper_nb.cluster.mongod_folder import MongodFolder, open_lock, take_lock
 from superduper_nb.cluster.mongod_setup import HOST, REPLICA_SET, USER
 from superduper_nb.errors import MongoUnavailableError
 
-__all__ = ["Mongod", "connect_options", "default_folder", "find_binary", "wrap_uri_errors"]
+__all__ = ["Mongod", "connect_options", "default_folder", "find_binary", "knock", "wrap_uri_errors"]
 
 OWN_MONGODB = "name a MongoDB of your own (mongodb.uri in config.json, or SUPERDUPER_MONGODB__URI)"
 

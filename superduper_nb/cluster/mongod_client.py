@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from superduper_nb.errors import MongoUnavailableError
 
+if TYPE_CHECKING:
+    from pymongo import MongoClient
+
 _LOGIN_REFUSED = {18, 8000}  # AuthenticationFailed, Atlas' own
+_UNAUTHORIZED = 13
 
 
 def connect_options() -> dict[str, Any]:
@@ -23,6 +27,11 @@ def connect_options() -> dict[str, Any]:
         "connectTimeoutMS": 5_000,
         "appname": "superduper_nb",
     }
+
+
+def knock(client: MongoClient[Any]) -> None:
+    """Raise pymongo's error unless MongoDB answers and lets this client in: a ping is answered to anybody."""
+    client.admin.command("listDatabases", nameOnly=True, authorizedDatabases=True)
 
 
 @contextmanager
@@ -42,6 +51,10 @@ def wrap_uri_errors(where: str) -> Iterator[None]:
     try:
         yield
     except errors.OperationFailure as exc:
+        if exc.code == _UNAUTHORIZED:
+            raise MongoUnavailableError(
+                f"MongoDB at {where} wants a login: give mongodb.uri as mongodb://user:password@host:port/."
+            ) from None
         if exc.code not in _LOGIN_REFUSED:
             raise
         raise MongoUnavailableError(

@@ -9,13 +9,13 @@ from pymongo.database import Database
 from pymongo.errors import OperationFailure
 from pymongo.write_concern import WriteConcern
 
-from superduper_nb.cluster.mongod_client import connect_options, wrap_uri_errors
+from superduper_nb.cluster.mongod_client import connect_options, knock, wrap_uri_errors
 from superduper_nb.errors import MongoUnavailableError
 
 
 def ping(uri: str, **options: Any) -> None:
     with wrap_uri_errors("the-address"), MongoClient[dict[str, Any]](uri, **connect_options() | options) as client:
-        client.admin.command("ping")
+        knock(client)
 
 
 def closed_port() -> int:
@@ -57,6 +57,19 @@ def test_wrong_password_says_so(mongo_uri: str) -> None:
     with pytest.raises(MongoUnavailableError, match="the-address refused the login") as info:
         ping(f"mongodb://superduper:s3cret@{host}")
     assert "s3cret" not in str(info.value)
+
+
+def test_no_password_says_so_though_a_ping_is_answered(mongo_uri: str) -> None:
+    host = mongo_uri.rpartition("@")[2]
+    with pytest.raises(MongoUnavailableError, match="the-address wants a login"):
+        ping(f"mongodb://{host}")
+
+
+def test_a_user_of_one_database_is_let_in(mongo_uri: str, database: Database[dict[str, Any]]) -> None:
+    database.command("createUser", "ana", pwd="small", roles=["readWrite"])
+    host = mongo_uri.rpartition("@")[2].partition("/")[0]
+    ping(f"mongodb://ana:small@{host}/{database.name}")
+    database.command("dropUser", "ana")
 
 
 def test_nobody_there_says_so_in_one_short_line() -> None:

@@ -226,6 +226,7 @@ def wrong_starts(mongo_uri: str, home: Path) -> dict[str, tuple[dict[str, str], 
             "mongodb_unavailable",
             host,
         ),
+        "MongoDB needs a password": ({"SUPERDUPER_MONGODB__URI": f"mongodb://{host}/"}, "mongodb_unavailable", host),
         "a setting with a typo": ({"SUPERDUPER_CONFIG": str(typo)}, "config", "mongdb"),
     }
 
