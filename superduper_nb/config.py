@@ -85,6 +85,11 @@ class Address(_Section):
     host: Host | None = None
     port: Port | None = None
 
+    @property
+    def url(self) -> str | None:
+        """Where it is; None where nothing is said."""
+        return f"http://{_join(self.host, self.port or 8888)}/" if self.host or self.port else None
+
 
 class ModelServerConfig(Address):
     """The model server: processes that run models, and the memory that these may hold models in, all together."""
@@ -234,6 +239,21 @@ class Config(BaseSettings):
         if loaded.redis is not None:
             log.warning("%s: 'redis' is accepted and ignored: Dask took its place.", name)
         return loaded
+
+    @property
+    def server(self) -> str | None:
+        """The notebook server that is named: by ``url``, else by what an original cluster file says of its parts."""
+        return self.url or self.linear_algebra.url or self.model_server.url
+
+    @model_validator(mode="after")
+    def _one_server_does_both(self) -> Config:
+        search, models = self.linear_algebra.url, self.model_server.url
+        if search and models and search != models:
+            raise ValueError(
+                f"linear_algebra ({search}) and model_server ({models}) name different servers; one notebook server "
+                "does both: name the same, or one of them"
+            )
+        return self
 
     @model_validator(mode="before")
     @classmethod

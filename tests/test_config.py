@@ -45,6 +45,7 @@ def test_shape_of_the_original_cluster_file(file: Path, caplog: pytest.LogCaptur
     assert config.mongodb.address() == "mongodb://10.0.0.7:5001/"
     assert config.jobs.scheduler == "tcp://10.0.0.7:5001"
     assert (config.linear_algebra.host, config.model_server.port) == ("10.0.0.7", 5001)
+    assert config.server == "http://10.0.0.7:5001/"
     assert [record.message for record in caplog.records] == [
         f"{file}: 'redis' is accepted and ignored: Dask took its place."
     ]
@@ -216,3 +217,11 @@ def test_is_a_value() -> None:
     assert pickle.loads(pickle.dumps(config)) == config
     with pytest.raises(ValidationError):
         config.remote = True  # type: ignore[misc]
+
+
+def test_search_and_models_are_of_one_server() -> None:
+    assert Config.load({"model_server": {"port": 9999}}).server == "http://localhost:9999/"
+    assert Config.load({"linear_algebra": {"host": "far"}, "url": "http://near/"}).server == "http://near/"
+    assert Config.load({"model_server": {"replicas": 2}}).server is None
+    with pytest.raises(ConfigError, match="name different servers"):
+        Config.load({"linear_algebra": {"host": "a"}, "model_server": {"host": "b"}})

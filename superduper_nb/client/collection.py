@@ -189,11 +189,8 @@ class Collection(DerivingCollection[_DocumentType]):
         }
         code: dict[str, Any] = {}
         if loss is not None:
+            _check_sides(workspace, models, splitter)
             training = check_training(workspace, "semantic_index", loss=loss, metrics=metrics, training=training)
-            if len(models) == 1 and splitter is None:
-                raise InvalidInputError("Training needs two sides: a second model and key, or a splitter=.")
-            if splitter is not None:
-                workspace.store.get("splitter", splitter)
             sets = check_validation_sets(workspace, self.name, validation_sets)
             definition |= {"splitter": splitter, **trained_as(loss, metrics, sets, training)}
             code = training.code()
@@ -362,6 +359,14 @@ class Collection(DerivingCollection[_DocumentType]):
         return self.database.get_collection(  # type: ignore[return-value]
             self.name, made.codec_options, made.read_preference, made.write_concern, made.read_concern
         )
+
+
+def _check_sides(workspace: Workspace, models: Sequence[str], splitter: str | None) -> None:
+    """Raise unless what is trained has two sides to bring together."""
+    if splitter is not None:
+        workspace.store.get("splitter", splitter)
+    elif len(models) == 1:
+        raise InvalidInputError("Training needs two sides: a second model and key, or a splitter=.")
 
 
 def _check_pairs(workspace: Workspace, models: Sequence[str], keys: Sequence[str]) -> None:

@@ -102,7 +102,7 @@ def _options(training: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_training(
-    workspace: Workspace, kind: str, *, loss: str | None, metrics: Sequence[str], training: Any, model_count: int = 1
+    workspace: Workspace, kind: str, *, loss: str | None, metrics: Sequence[str], training: Any
 ) -> Training:
     """Check what is common to all tasks; return the training."""
     if training is not None and not isinstance(training, Training):

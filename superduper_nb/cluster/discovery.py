@@ -86,7 +86,7 @@ def find_server(config: Config) -> Server | None:
         except _UnusableError as error:
             reasons.append(str(error))
             log.info("%s", error)
-            if config.url:
+            if config.server:
                 raise ServerUnavailableError(str(error)) from None
     if config.remote:
         why = " ".join(reasons) or "No notebook server was found that started this process."
@@ -95,8 +95,8 @@ def find_server(config: Config) -> Server | None:
 
 
 def _candidates(config: Config) -> Iterator[Server]:
-    if config.url:
-        yield _given(config.url, config.token.get_secret_value() if config.token else None)
+    if config.server:
+        yield _given(config.server, config.token.get_secret_value() if config.token else None)
         return
     yield from _hub()
     yield from _parent()

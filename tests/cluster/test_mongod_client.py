@@ -66,10 +66,15 @@ def test_no_password_says_so_though_a_ping_is_answered(mongo_uri: str) -> None:
 
 
 def test_a_user_of_one_database_is_let_in(mongo_uri: str, database: Database[dict[str, Any]]) -> None:
-    database.command("createUser", "ana", pwd="small", roles=["readWrite"])
     host = mongo_uri.rpartition("@")[2].partition("/")[0]
-    ping(f"mongodb://ana:small@{host}/{database.name}")
-    database.command("dropUser", "ana")
+    uri = f"mongodb://ana:small@{host}/{database.name}"
+    with pytest.raises(MongoUnavailableError, match="refused the login"):
+        ping(uri)
+    database.command("createUser", "ana", pwd="small", roles=["readWrite"])
+    try:
+        ping(uri)
+    finally:
+        database.command("dropUser", "ana")
 
 
 def test_nobody_there_says_so_in_one_short_line() -> None:

@@ -8,12 +8,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import psutil
@@ -22,9 +21,8 @@ from jupyter_client.blocking.client import BlockingKernelClient
 
 import superduper_nb as sd
 from superduper_nb.transport import Transport
+from tests.serving.live import TOKEN, eventually
 
-T = TypeVar("T")
-TOKEN = "t0ken-of-the-tests"
 SUPERDUPER = (sys.executable, "-c", "from superduper_nb.server_ext.app import main; main()")
 """What the command ``jupyter superduper`` runs."""
 FIND = """
@@ -33,15 +31,6 @@ from superduper_nb.config import Config
 server = find_server(Config.load({}))
 print(server.url, server.mongodb_uri == URI, server.how, sep="\\n", end="")
 """
-
-
-def eventually(look: Callable[[], T], what: str, timeout: float = 60.0) -> T:
-    """Return the first true thing that `look` sees."""
-    deadline = time.monotonic() + timeout
-    while not (seen := look()):
-        assert time.monotonic() < deadline, f"still not: {what}"
-        time.sleep(0.05)
-    return seen
 
 
 @dataclass

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from superduper_nb.serving import ModelServer
+from superduper_nb.serving import InProcessModels, ModelServer
 from tests.serving import fakes
 
 
@@ -27,3 +27,14 @@ def make_server() -> Iterator[Callable[..., ModelServer]]:
 def server(make_server: Callable[..., ModelServer]) -> ModelServer:
     """Return a server with short patience."""
     return make_server(grace=0.5)
+
+
+@pytest.fixture(params=["child", "in process"])
+def models(request: pytest.FixtureRequest, make_server: Callable[..., ModelServer]) -> Iterator[Any]:
+    """Return each kind of model server in turn."""
+    if request.param == "child":
+        yield make_server()
+        return
+    here = InProcessModels(fakes.load, fakes.current)
+    yield here
+    here.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,6 @@ from tests.serving import fakes
 
 Models = ModelServer | InProcessModels
 MakeServer = Callable[..., ModelServer]
-
-
-@pytest.fixture(params=["child", "in process"])
-def models(request: pytest.FixtureRequest, make_server: MakeServer) -> Iterator[Models]:
-    if request.param == "child":
-        yield make_server()
-        return
-    here = InProcessModels(fakes.load, fakes.current)
-    yield here
-    here.close()
 
 
 def test_the_answer_is_that_of_the_model_applied_locally(models: Models) -> None:

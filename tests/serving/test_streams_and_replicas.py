@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
@@ -13,22 +13,11 @@ from typing import Any
 import pytest
 
 from superduper_nb.errors import ModelError, NotFoundError, ServiceError
-from superduper_nb.serving import InProcessModels, ModelServer, Prediction
-from tests.serving import fakes
+from superduper_nb.serving import ModelServer, Prediction
 from tests.serving.test_batching import busy, until
 from tests.serving.test_model_process import children, gone
 
 MakeServer = Callable[..., ModelServer]
-
-
-@pytest.fixture(params=["child", "in process"])
-def models(request: pytest.FixtureRequest, make_server: MakeServer) -> Iterator[Any]:
-    if request.param == "child":
-        yield make_server()
-        return
-    here = InProcessModels(fakes.load, fakes.current)
-    yield here
-    here.close()
 
 
 def test_a_stream_gives_what_the_model_yields(models: Any, tmp_path: Path) -> None:
