@@ -144,10 +144,10 @@ class Workspace:
         jobs = self._jobs(session)
         work: dict[str, Work] = {"neighbours": WHOLE_COLLECTION}
         if "outputs" in kinds:
-            work["outputs"] = jobs.create_batch(ids, session=session), len(ids)
+            work["outputs"] = jobs.chunks.create(ids, session=session), len(ids)
         if DOWNLOAD in kinds:
             same = "outputs" in work and len(fetching) == len(ids)
-            of_its_own = (jobs.create_batch(fetching, session=session), len(fetching))
+            of_its_own = (jobs.chunks.create(fetching, session=session), len(fetching))
             work[DOWNLOAD] = work["outputs"] if same else of_its_own
         new = new_jobs(steps, collection, work)
         jobs.create(list(new.values()), session=session, held=not _in_transaction(session))

@@ -8,8 +8,9 @@ from typing import Any
 from bson import json_util
 
 from superduper_nb.components import Component, ComponentStore
-from superduper_nb.jobs.records import JobStore, NewJob
+from superduper_nb.jobs.records import JobStore
 from superduper_nb.jobs.upkeep import WHOLE_COLLECTION, new_jobs, upkeep_of
+from superduper_nb.jobs.values import NewJob
 from superduper_nb.jobs.watchers import Watcher, plan
 
 __all__ = ["backfill", "dependents", "matching"]

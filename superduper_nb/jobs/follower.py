@@ -28,9 +28,10 @@ from superduper_nb.jobs.backfill import matching
 from superduper_nb.jobs.downloads import with_downloads
 from superduper_nb.jobs.foreground import owner_name
 from superduper_nb.jobs.outputs import Refresh
-from superduper_nb.jobs.records import ACTIVE_STATES, COLLECTION, LEASE_MS, JobStore, NewJob
+from superduper_nb.jobs.records import COLLECTION, LEASE_MS, JobStore
 from superduper_nb.jobs.tasks import is_passing
 from superduper_nb.jobs.upkeep import DOWNLOAD, WHOLE_COLLECTION, Step, Work, new_jobs, upkeep_of
+from superduper_nb.jobs.values import ACTIVE_STATES, NewJob
 from superduper_nb.jobs.watchers import Watcher, plan
 from superduper_nb.models.loading import Loader
 from superduper_nb.search.ids import id_key
@@ -261,7 +262,7 @@ class _Database:
         work: dict[str, Work] = {"neighbours": WHOLE_COLLECTION}
         for kind, those in (("outputs", ids), (DOWNLOAD, fetching)):
             if those:
-                work[kind] = self._store.create_batch(those), len(those)
+                work[kind] = self._store.chunks.create(those), len(those)
         self._store.create(list(new_jobs(steps, collection, work).values()))
         self._on_jobs(self._database.name)
 

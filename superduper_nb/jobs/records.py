@@ -8,151 +8,36 @@ A writer records jobs before the data, on hold; it releases them when the data i
 and a hold lapses like a lease: a writer that dies leaves jobs that find nothing to do, never data that is never
 computed. The records are written with ``w: 1``: the oplog keeps the order, so the majority's word on the data, or on
 the outputs, covers the records written before, and a claim or a progress report that is lost only repeats work.
-
-The work of a job is a filter, a few identifiers, or a batch of them stored as chunk documents in the same collection,
-so that no document grows with the work.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection as Some
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, Final
 
-from bson import ObjectId, json_util
 from pymongo import ReturnDocument, UpdateOne, WriteConcern
 from pymongo.client_session import ClientSession
 from pymongo.collection import Collection
 from pymongo.database import Database
-from toolz import partition_all
 
 from superduper_nb.components.store import plain_database
 from superduper_nb.errors import InvalidInputError, NotFoundError
+from superduper_nb.jobs.chunks import ChunkStore
+from superduper_nb.jobs.values import ACTIVE_STATES, FRESH, STATES, NewJob, Progress
 
-__all__ = [
-    "ACTIVE_STATES",
-    "CHUNK_SIZE",
-    "COLLECTION",
-    "FINAL_STATES",
-    "KEEP_S",
-    "LOGS",
-    "STATES",
-    "JobStore",
-    "NewJob",
-    "Progress",
-]
+__all__ = ["COLLECTION", "KEEP_S", "LOGS", "JobStore"]
 
 COLLECTION: Final = "_sddb.jobs"
 LOGS: Final = "_sddb.logs"
-STATES: Final = ("pending", "running", "succeeded", "failed", "cancelled", "blocked")
-ACTIVE_STATES: Final = ("pending", "running")
-FINAL_STATES: Final = ("succeeded", "failed", "cancelled", "blocked")
-
-CHUNK_SIZE: Final = 1000
-_INLINE: Final = 100
-"""So many identifiers stand in the job itself."""
 LEASE_MS: Final = 30_000
 KEEP_S: Final = 14 * 24 * 3600
 """Ended jobs, their chunks and their logs are deleted after that long."""
 LOG_LINES: Final = 10_000
 """Kept of each job."""
 Records = list[dict[str, Any]]
-Chunk = tuple[Any, list[Any]]
-
-START: Final = {"cursor": None, "done": 0, "failed": 0}
-_FRESH: Final[dict[str, Any]] = {
-    "state": "pending",
-    "owner": None,
-    "resume": START,
-    "progress": {"done": 0, "failed": 0, "rate": None, "eta": None},
-    "failures": {"count": 0, "first": []},
-    "finished": None,
-    "error": None,
-    "blocked_by": None,
-    "hold": None,
-}
-"""What a job that is queued again forgets."""
-
-
-@dataclass(frozen=True, slots=True)
-class NewJob:
-    """A job to be recorded.
-
-    Attributes
-    ----------
-    kind : str
-        What the executor does; ``"outputs"`` applies a watcher's model.
-    name : str
-        What users see; a watcher's identifier, say.
-    work : dict
-        ``{"ids": [...]}``, ``{"batch": id, "chunks": n}`` or ``{"filter": Extended JSON}``.
-    total : int or None
-        Documents, where known.
-    parents : tuple of str
-        Jobs that must succeed first.
-    """
-
-    kind: str
-    name: str
-    collection: str
-    component: str
-    work: dict[str, Any]
-    total: int | None = None
-    parents: tuple[str, ...] = ()
-    id: str = field(default_factory=lambda: str(ObjectId()))
-
-    def record(self) -> dict[str, Any]:
-        """Return the document of a new job."""
-        return {
-            "_id": self.id,
-            "kind": self.kind,
-            "name": self.name,
-            "collection": self.collection,
-            "component": self.component,
-            **_FRESH,
-            "parents": list(self.parents),
-            "work": self.work,
-            "progress": {**_FRESH["progress"], "total": self.total},
-            "attempts": 0,
-            "retry_failed": False,
-            "created": datetime.now(UTC),
-            "started": None,
-            "worker": None,
-            "logged": 0,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a job is.
-
-    Attributes
-    ----------
-    resume : dict
-        Where another executor goes on: ``cursor`` (everything up to here is done: the number of the last chunk, or the
-        last ``_id``), with the ``done`` and ``failed`` documents up to there.
-    done, failed : int
-        All documents so far.
-    first : tuple of dict
-        The first failures: ``{"_id", "error"}``.
-    rate : float or None
-        Documents a second, lately.
-    eta : float or None
-        Seconds that it will still take.
-    worker : str or None
-        Who did the last of it.
-    """
-
-    resume: dict[str, Any]
-    done: int
-    failed: int
-    first: tuple[dict[str, Any], ...]
-    rate: float | None = None
-    eta: float | None = None
-    worker: str | None = None
 
 
 class JobStore:
@@ -173,6 +58,11 @@ class JobStore:
         # Behind mongos the jobs and the data may lie on different shards, whose oplogs have no common order.
         order = None if self.database.client.is_mongos else WriteConcern(w=1)
         return self.database.get_collection(COLLECTION, write_concern=order)
+
+    @cached_property
+    def chunks(self) -> ChunkStore:
+        """What they have to do, in parts."""
+        return ChunkStore(self._jobs)
 
     def prepare(self) -> None:
         """Make the indexes, those that delete what is old among them."""
@@ -209,21 +99,11 @@ class JobStore:
     def release(self, ids: Some[str], *, session: ClientSession | None = None) -> None:
         """Let held jobs begin; those that were begun because their hold had lapsed begin again."""
         early = {"$in": ["$state", ["running", "succeeded"]]}
-        again = {name: value for name, value in _FRESH.items() if name != "progress"}
+        again = {name: value for name, value in FRESH.items() if name != "progress"}
         again |= {"progress.done": 0, "progress.failed": 0}
         fresh = {name: {"$cond": [early, {"$literal": value}, f"${name}"]} for name, value in again.items()}
         held = {"_id": {"$in": list(ids)}, "hold": {"$ne": None}}
         self._jobs.update_many(held, [{"$set": {**fresh, "hold": None}}], session=session)
-
-    def create_batch(self, ids: Iterable[Any], *, session: ClientSession | None = None) -> dict[str, Any]:
-        """Store identifiers, many of them as chunk documents; return the ``work`` that stands for them."""
-        parts = [list(part) for part in partition_all(CHUNK_SIZE, ids)]
-        if len(parts) <= 1 and sum(map(len, parts)) <= _INLINE:
-            return {"ids": parts[0] if parts else []}
-        batch = str(ObjectId())
-        chunks = [{"_id": _chunk_id(batch, n), "kind": "chunk", "ids": part} for n, part in enumerate(parts)]
-        self._jobs.insert_many(chunks, session=session)
-        return {"batch": batch, "chunks": len(chunks)}
 
     # --- readers -----------------------------------------------------------------------------------------------
 
@@ -263,38 +143,6 @@ class JobStore:
         self.get(id)
         lines = self._logs.find({"job": id, "n": {"$gte": since}}, {"_id": 0})
         return list(lines.sort("n", 1).limit(1000))
-
-    def next_chunk(self, record: dict[str, Any], cursor: Any) -> Chunk | None:
-        """Return the part of a job's work that follows a cursor, as (its cursor, identifiers); None at the end.
-
-        Each is a query of its own: between two of them lie minutes of work, which would outlive a cursor on the server.
-
-        Raises
-        ------
-        NotFoundError
-            A chunk document is gone.
-        """
-        work = record["work"]
-        if "ids" in work:
-            return (0, work["ids"]) if cursor is None and work["ids"] else None
-        if "batch" in work:
-            return self._stored_chunk(work, 0 if cursor is None else cursor + 1)
-        return self._scanned_chunk(record["collection"], json_util.loads(work["filter"]), cursor)
-
-    def _stored_chunk(self, work: dict[str, Any], n: int) -> Chunk | None:
-        if n >= work["chunks"]:
-            return None
-        chunk = self._jobs.find_one({"_id": _chunk_id(work["batch"], n)})
-        if chunk is None:
-            raise NotFoundError("The list of this job's documents was deleted; update them to queue them again.")
-        return n, chunk["ids"]
-
-    def _scanned_chunk(self, collection: str, query: dict[str, Any], cursor: Any) -> Chunk | None:
-        # $expr compares across BSON types, as the sort does; a plain $gt sees only the cursor's own type.
-        rest = query if cursor is None else {"$and": [query, {"$expr": {"$gt": ["$_id", {"$literal": cursor}]}}]}
-        found = self.database[collection].find(rest, {"_id": 1}).sort("_id", 1).limit(CHUNK_SIZE)
-        ids = [document["_id"] for document in found]
-        return (ids[-1], ids) if ids else None
 
     def ready(self, *, only: Some[str] | None = None, without: Some[str] = (), limit: int = 100) -> Records:
         """List the jobs that may be claimed now, oldest first: parents succeeded, and nobody works on them.
@@ -370,19 +218,6 @@ class JobStore:
         running = {"state": "running", "owner": owner}
         self._jobs.update_many(running, [{"$set": {"lease": {"$subtract": ["$$NOW", 1]}, "owner": None}}])
 
-    def forget_chunks(self, record: dict[str, Any]) -> None:
-        """Delete the chunks of an ended job, unless they are another's work too; a retry's go when the job does."""
-        if (batch := record["work"].get("batch")) is None:
-            return
-        others = {"work.batch": batch, "state": {"$in": list(ACTIVE_STATES)}}
-        retry = {"work.batch": batch, "$or": [{"state": {"$ne": "succeeded"}}, {"failures.count": {"$gt": 0}}]}
-        if self._jobs.find_one(others, {"_id": 1}):
-            return
-        if self._jobs.find_one(retry, {"_id": 1}):
-            self._jobs.update_many(_chunks(batch), [{"$set": {"finished": "$$NOW"}}])
-        else:
-            self._jobs.delete_many(_chunks(batch))
-
     def log(self, id: str, lines: Sequence[dict[str, Any]]) -> None:
         """Append ``{"time", "text", "stream"}`` lines to what a job printed; the first ten thousand are kept."""
         before = self._jobs.find_one_and_update({"_id": id}, {"$inc": {"logged": len(lines)}}, {"logged": 1})
@@ -416,7 +251,7 @@ class JobStore:
         query = {"_id": id, "state": {"$in": [*ACTIVE_STATES, "blocked"]}}
         if self._jobs.update_one(query, [{"$set": change}]).modified_count:
             self._block(id)
-            self.forget_chunks(self.get(id))
+            self.chunks.forget(self.get(id))
         return self.get(id)
 
     def retry(self, id: str) -> dict[str, Any]:
@@ -433,10 +268,9 @@ class JobStore:
         return children + [job for child in children for job in self.behind(child["_id"])]
 
     def _queue_again(self, id: str) -> None:
-        fresh = {name: value for name, value in _FRESH.items() if name != "progress"}
-        fresh |= {f"progress.{name}": value for name, value in _FRESH["progress"].items()}
-        if batch := self.get(id)["work"].get("batch"):
-            self._jobs.update_many(_chunks(batch), {"$unset": {"finished": ""}})
+        fresh = {name: value for name, value in FRESH.items() if name != "progress"}
+        fresh |= {f"progress.{name}": value for name, value in FRESH["progress"].items()}
+        self.chunks.keep(self.get(id))
         self._jobs.update_one({"_id": id}, {"$set": {**fresh, "retry_failed": True}})
         # Children that ran did so without the documents that failed here.
         for child in self._jobs.find({"parents": id, "state": {"$in": ["blocked", "succeeded"]}}, {"_id": 1}):
@@ -453,11 +287,3 @@ def _held(job: NewJob) -> UpdateOne:
     hold = {"hold": {"$add": ["$$NOW", LEASE_MS]}}
     record = {"$replaceWith": {"$mergeObjects": [{"$literal": job.record()}, hold]}}
     return UpdateOne({"_id": job.id}, [record], upsert=True)  # an upsert, for the server's clock
-
-
-def _chunks(batch: str) -> dict[str, Any]:
-    return {"_id": {"$gte": f"{batch}:", "$lt": f"{batch};"}}
-
-
-def _chunk_id(batch: str, n: int) -> str:
-    return f"{batch}:{n:08d}"

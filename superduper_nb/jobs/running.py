@@ -8,9 +8,11 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any, Final
 
+from superduper_nb.jobs.chunks import CHUNK_SIZE
 from superduper_nb.jobs.kinds import WHOLE
 from superduper_nb.jobs.outputs import Outcome
-from superduper_nb.jobs.records import CHUNK_SIZE, JobStore, Progress
+from superduper_nb.jobs.records import JobStore
+from superduper_nb.jobs.values import Progress
 
 __all__ = ["Part", "RunningJob", "error_record"]
 
@@ -100,7 +102,7 @@ class RunningJob:
             return self.again.popleft()
         if self._exhausted:
             return None
-        chunk = self.store.next_chunk(self.record, self._read)
+        chunk = self.store.chunks.after(self.record, self._read)
         if chunk is None:
             self._exhausted = True
             return None
@@ -189,7 +191,7 @@ class RunningJob:
             error = error_record(error)
         if not self.store.finish(self.id, self.owner, "failed" if error else "succeeded", error):
             return False
-        self.store.forget_chunks(self.record)
+        self.store.chunks.forget(self.record)
         return True
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from superduper_nb.components.store import Component, ComponentStore
-from superduper_nb.jobs.records import NewJob
+from superduper_nb.jobs.values import NewJob
 from superduper_nb.jobs.watchers import Watcher, plan
 
 __all__ = ["DOWNLOAD", "WHOLE_COLLECTION", "Neighbourhood", "Step", "Upkeep", "Work", "new_jobs", "upkeep_of"]

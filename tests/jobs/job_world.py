@@ -61,7 +61,7 @@ class World:
     def jobs_for(self, ids: Iterable[Any], *, held: bool = False) -> dict[str, str]:
         """Record the jobs that follow a write of these documents."""
         ids, new = list(ids), {}
-        work = self.store.create_batch(ids)
+        work = self.store.chunks.create(ids)
         for watcher, before in plan(self.watchers()):
             parents = tuple(new[name].id for name in before)
             new[watcher.id] = NewJob("outputs", watcher.id, "docs", watcher.id, work, len(ids), parents)

@@ -152,16 +152,16 @@ def test_a_filter_that_mongodb_refuses_fails_the_job(world: World, watcher: Any,
 def test_mongodb_going_away_while_chunks_are_read_loses_none(
     world: World, watcher: Any, dispatch: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from superduper_nb.jobs.records import JobStore
+    from superduper_nb.jobs.chunks import ChunkStore
 
-    whole, gone = JobStore.next_chunk, [AutoReconnect("gone")] * 2
+    whole, gone = ChunkStore.after, [AutoReconnect("gone")] * 2
 
-    def flaky(self: JobStore, record: dict[str, Any], cursor: Any) -> Any:
+    def flaky(self: ChunkStore, record: dict[str, Any], cursor: Any) -> Any:
         if cursor is not None and gone:
             raise gone.pop()
         return whole(self, record, cursor)
 
-    monkeypatch.setattr(JobStore, "next_chunk", flaky)
+    monkeypatch.setattr(ChunkStore, "after", flaky)
     dispatcher = dispatch(ThreadPool())
     jobs = world.insert(rows(3500))
     dispatcher.notify(world.database.name)

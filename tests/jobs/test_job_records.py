@@ -12,7 +12,9 @@ from pymongo.database import Database
 
 from superduper_nb.errors import InvalidInputError, NotFoundError
 from superduper_nb.jobs import JobStore, NewJob
-from superduper_nb.jobs.records import CHUNK_SIZE, LOG_LINES, Progress
+from superduper_nb.jobs.chunks import CHUNK_SIZE
+from superduper_nb.jobs.records import LOG_LINES
+from superduper_nb.jobs.values import Progress
 
 DB = Database[dict[str, Any]]
 
@@ -164,7 +166,7 @@ MIXED = [1, 2.5, "a", "b", ObjectId(), uuid4().hex, True, datetime(2026, 1, 1), 
 
 def read_all(store: JobStore, record: dict[str, Any]) -> list[Any]:
     ids, cursor = [], None
-    while chunk := store.next_chunk(record, cursor):
+    while chunk := store.chunks.after(record, cursor):
         cursor, part = chunk
         ids += part
     return ids
@@ -174,18 +176,18 @@ def read_all(store: JobStore, record: dict[str, Any]) -> list[Any]:
 def test_a_scan_pages_over_ids_of_mixed_types(
     store: JobStore, database: DB, monkeypatch: pytest.MonkeyPatch, filter: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr("superduper_nb.jobs.records.CHUNK_SIZE", 2)
+    monkeypatch.setattr("superduper_nb.jobs.chunks.CHUNK_SIZE", 2)
     database["docs"].insert_many([{"_id": id, "n": n} for n, id in enumerate(MIXED)])
     found = read_all(store, new({"filter": json_util.dumps(filter)}).record())
     assert sorted(map(repr, found)) == sorted(map(repr, MIXED))
 
 
 def test_a_scan_resumes_where_its_cursor_is(store: JobStore, database: DB, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("superduper_nb.jobs.records.CHUNK_SIZE", 10)
+    monkeypatch.setattr("superduper_nb.jobs.chunks.CHUNK_SIZE", 10)
     database["docs"].insert_many([{"_id": n} for n in range(25)])
     record = new({"filter": "{}"}).record()
-    assert store.next_chunk(record, 19) == (24, [20, 21, 22, 23, 24])
-    assert store.next_chunk(record, 24) is None
+    assert store.chunks.after(record, 19) == (24, [20, 21, 22, 23, 24])
+    assert store.chunks.after(record, 24) is None
 
 
 def test_a_scan_reads_no_more_of_the_index_than_its_chunk(store: JobStore, database: DB) -> None:
@@ -197,43 +199,43 @@ def test_a_scan_reads_no_more_of_the_index_than_its_chunk(store: JobStore, datab
 
 def test_a_batch_is_stored_in_chunks_and_read_in_order(store: JobStore) -> None:
     ids = list(range(2 * CHUNK_SIZE + 5))
-    work = store.create_batch(iter(ids))
+    work = store.chunks.create(iter(ids))
     assert work["chunks"] == 3
     assert read_all(store, new(work).record()) == ids
 
 
 def test_a_small_batch_stands_in_its_job(store: JobStore, database: DB) -> None:
-    work = store.create_batch(MIXED)
+    work = store.chunks.create(MIXED)
     assert work == {"ids": MIXED}
     assert read_all(store, new(work).record()) == MIXED
     assert database["_sddb.jobs"].count_documents({}) == 0
 
 
 def test_a_chunk_that_is_gone_is_an_error_not_an_end(store: JobStore, database: DB) -> None:
-    work = store.create_batch(range(2 * CHUNK_SIZE))
+    work = store.chunks.create(range(2 * CHUNK_SIZE))
     database["_sddb.jobs"].delete_one({"_id": f"{work['batch']}:00000001"})
     with pytest.raises(NotFoundError, match="deleted"):
         read_all(store, new(work).record())
 
 
 def test_chunks_go_with_the_last_job_that_needs_them(store: JobStore, database: DB) -> None:
-    work = store.create_batch(range(2000))
+    work = store.chunks.create(range(2000))
     first, second = new(work), new(work)
     store.create([first, second])
     for job in (first, second):
         assert database["_sddb.jobs"].count_documents({"kind": "chunk"}) == 2
         store.claim(job.id, "a")
         store.finish(job.id, "a", "succeeded")
-        store.forget_chunks(store.get(job.id))
+        store.chunks.forget(store.get(job.id))
     assert database["_sddb.jobs"].count_documents({"kind": "chunk"}) == 0
 
 
 def test_chunks_of_a_failed_job_are_kept_for_a_retry_and_go_with_it(store: JobStore, database: DB) -> None:
-    job = new(store.create_batch(range(2000)))
+    job = new(store.chunks.create(range(2000)))
     store.create([job])
     store.claim(job.id, "a")
     store.finish(job.id, "a", "failed")
-    store.forget_chunks(store.get(job.id))
+    store.chunks.forget(store.get(job.id))
     dated = {"kind": "chunk", "finished": {"$type": "date"}}
     assert database["_sddb.jobs"].count_documents(dated) == 2
     store.retry(job.id)
@@ -271,7 +273,7 @@ def test_ended_jobs_and_logs_are_deleted_after_a_while(store: JobStore, database
 
 def test_jobs_are_listed_newest_first_in_pages(store: JobStore, world: World) -> None:
     ids = [one(store) for _ in range(5)]
-    store.create_batch(range(2000))  # chunks are no jobs
+    store.chunks.create(range(2000))  # chunks are no jobs
     page = store.list(limit=3)
     assert [job["_id"] for job in page] == ids[:1:-1]
     assert [job["_id"] for job in store.list(since=page[-1]["_id"])] == ids[1::-1]
