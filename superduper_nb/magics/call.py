@@ -6,16 +6,39 @@ from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from superduper_nb.errors import InvalidInputError
 from superduper_nb.magics.body import Body, parse
 from superduper_nb.magics.session import Connection, Connections, Target
+from superduper_nb.widgets.results import MOST_ROWS
 
 if TYPE_CHECKING:
     from superduper_nb.client import Collection, Database
 
-__all__ = ["Call"]
+__all__ = ["DEFAULTS", "FETCHED", "Call", "Options"]
+
+FETCHED: Final = 20
+"""Documents of a find without ``-n``, as in mongosh."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What ``%config SuperduperMagics`` sets.
+
+    Attributes
+    ----------
+    display_limit : int
+        Most rows of a result to show.
+    fetch_limit : int
+        Documents that are read where no ``-n`` says how many.
+    """
+
+    display_limit: int = MOST_ROWS
+    fetch_limit: int = FETCHED
+
+
+DEFAULTS: Final = Options()
 
 
 @dataclass
@@ -32,8 +55,8 @@ class Call:
         The user's namespace; never written to.
     cell : str or None
         The body; None for a line.
-    rows : int
-        Most rows of a result to show.
+    options : Options
+        What is meant where the line says nothing.
     scope : dict or None
         The user's namespace itself, for a cell that defines something there.
     bindings : dict
@@ -46,7 +69,7 @@ class Call:
     connections: Connections
     names: Mapping[str, Any] = field(default_factory=dict)
     cell: str | None = None
-    rows: int = 50
+    options: Options = DEFAULTS
     scope: dict[str, Any] | None = None
     bindings: dict[str, Any] = field(default_factory=dict)
     quiet: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import Any, Final
 
 from superduper_nb.errors import InvalidInputError, did_you_mean
@@ -122,13 +123,19 @@ def _type_row(name: str, type_: Any, where: str) -> dict[str, Any]:
 
 
 def config(call: Call) -> Listing:
-    """List the settings that hold for the connection; of a secret only whether there is one."""
+    """List the settings that hold for the connection, and the options of the magics.
+
+    Of a secret only whether there is one.
+    """
     from superduper_nb.config import Config
 
-    settings = Config.load(**call.connection.settings)
-    rows = ({"setting": name, "value": value} for name, value in _flat(settings.model_dump(mode="python")))
-    heading = "explicit arguments, else SUPERDUPER_… variables, else config.json, else defaults"
-    return Listing(rows, heading=heading)
+    settings = Config.load(**call.connection.settings).model_dump(mode="python")
+    flat = [*_flat(settings), *_flat(asdict(call.options), "SuperduperMagics.")]
+    heading = (
+        "explicit arguments, else SUPERDUPER_… variables, else config.json, else defaults; "
+        "of the magics: %config, else pyproject.toml, else IPython's own files"
+    )
+    return Listing(({"setting": name, "value": value} for name, value in flat), heading=heading)
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -10,7 +10,7 @@ from superduper_nb.magics.call import Call
 from superduper_nb.magics.command import Command
 from superduper_nb.magics.line import Parser
 from superduper_nb.magics.operators import check_reading
-from superduper_nb.magics.querying import whole_argument
+from superduper_nb.magics.reading import whole_argument
 from superduper_nb.widgets.embedding import LIMIT
 from superduper_nb.widgets.explore import MOST, Explorer
 from superduper_nb.widgets.map import LAYOUTS, EmbeddingMap

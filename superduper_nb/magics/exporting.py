@@ -10,7 +10,7 @@ from superduper_nb.magics.call import Call
 from superduper_nb.magics.command import Command
 from superduper_nb.magics.line import Parser
 from superduper_nb.magics.operators import check_reading
-from superduper_nb.magics.querying import fields_argument, sort_argument, whole_argument
+from superduper_nb.magics.reading import fields_argument, sort_argument, whole_argument
 from superduper_nb.widgets.export import checked_path, save
 from superduper_nb.widgets.listing import Note
 

@@ -5,11 +5,13 @@ Connections outlive them (:mod:`~superduper_nb.magics.session`), so ``%reload_ex
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any, Final
 
-from superduper_nb.errors import SuperduperError
+from superduper_nb.errors import ConfigError, SuperduperError
 from superduper_nb.magics.completion import matcher
 from superduper_nb.magics.magic import SuperduperMagics
+from superduper_nb.magics.project import configure
 from superduper_nb.widgets.display import BUNDLES, DISPLAYS
 
 if TYPE_CHECKING:
@@ -27,7 +29,12 @@ def load(ipython: InteractiveShell) -> None:
     shell: Any = ipython
     if _NAME in shell.magics_manager.registry:
         return
-    shell.register_magics(SuperduperMagics(shell=shell))
+    magics = SuperduperMagics(shell=shell)
+    try:
+        configure(magics)
+    except ConfigError as error:  # a typing error in a project's file must not take the magics away
+        warnings.warn(str(error), stacklevel=3)
+    shell.register_magics(magics)
     shell.Completer.custom_matchers.append(matcher)
     _allow_attributes(shell.Completer, allow=True)
     for (module, name), function in DISPLAYS.items():

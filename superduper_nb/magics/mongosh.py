@@ -18,6 +18,7 @@ from superduper_nb.magics.body import Body, parse_statement
 from superduper_nb.magics.call import Call
 from superduper_nb.magics.command import Command
 from superduper_nb.magics.looking import collections
+from superduper_nb.magics.reading import form_options
 
 __all__ = ["COMMANDS", "mongosh"]
 
@@ -81,7 +82,7 @@ def _asked(call: Call, body: Body, collection: str, asked: Step, shaping: list[S
     defaults = vars(_FIND.parser.read(()))  # whatever options there are: an expression names few of them
     args = Namespace(**{**defaults, **vars(call.args), "target": f"{call.target.database}.{collection}"})
     args.n = 1 if name == "findOne" else None
-    inner = Call(args, call.connections, call.names, rows=call.rows)
+    inner = Call(args, call.connections, call.names, options=call.options)
     given = dict(zip(_READING[name], _bounded(body, asked, len(_READING[name])), strict=False))
     inner.body = body.part(given["filter"], call.names) if "filter" in given else None
     for option in ("field", "fields"):
@@ -195,7 +196,7 @@ COMMANDS: Final = (
         "mongosh",
         mongosh,
         "run one expression of mongosh that reads; a body without a sub-command is one",
-        querying.form_options,
+        form_options,
         body="must",
         target=True,
         examples="  %%sddb\n  db.products.find({price: {$lt: 50}}).sort({price: -1}).limit(5)",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,23 +12,17 @@ from superduper_nb.errors import InvalidInputError
 from superduper_nb.magics.body import parse
 from superduper_nb.magics.call import Call
 from superduper_nb.magics.command import Command
-from superduper_nb.magics.line import Parser
 from superduper_nb.magics.operators import check_reading
+from superduper_nb.magics.reading import NEAREST, aggregate_options, distinct_options, find_one_options, find_options
+from superduper_nb.widgets.explanation import Explanation
 from superduper_nb.widgets.listing import Note, Values
 from superduper_nb.widgets.results import Document, Facts, Result
 
 if TYPE_CHECKING:
     from superduper_nb.client import Collection
 
-__all__ = [
-    *("COMMANDS", "aggregate", "count", "distinct", "fields_argument", "find", "find_one", "form_options"),
-    *("ranking_options", "search_words", "sort_argument", "whole_argument"),
-]
+__all__ = ["COMMANDS", "aggregate", "count", "distinct", "find", "find_one", "search_words"]
 
-PAGE: Final = 20
-"""Documents of a find without ``-n``, as in mongosh."""
-NEAREST: Final = 10
-"""The same with ``$like``, as in :meth:`Collection.find`."""
 COUNT_MS: Final = 500
 """Longest time that counting the rest may take: the footer then says no total."""
 
@@ -39,7 +32,7 @@ def find(call: Call) -> Any:
     filter = _filter(call)
     options = _options(filter, call)
     if call.args.explain:
-        return Document(call.collection.find(filter, **options).explain())
+        return _explained(call, filter, options)
     started = time.perf_counter()
     limit = options.get("limit", 0)
     one_more = {"limit": limit + 1} if limit else {}  # tells whether there are more
@@ -52,6 +45,15 @@ def find(call: Call) -> Any:
     elif limit and len(documents) > limit:
         facts = replace(facts, more=True, total=None if call.args.skip else _total(call.collection, filter))
     return _shown(call, documents[: limit or None], replace(facts, took_ms=_since(started)))
+
+
+def _explained(call: Call, filter: Mapping[str, Any], options: Mapping[str, Any]) -> Explanation:
+    started = time.perf_counter()
+    facts = call.collection.find(filter, **options).explain()
+    took_ms = _since(started)
+    searched = facts.get("search")
+    measure = call.collection.semantic_indexes.describe(searched["index"])["measure"] if searched else ""
+    return Explanation(facts, measure=measure, took_ms=took_ms)
 
 
 def find_one(call: Call) -> Document | None:
@@ -86,8 +88,8 @@ def aggregate(call: Call) -> Any:
         kind = type(pipeline).__name__
         raise InvalidInputError(f'the body is a pipeline: a list of stages such as [{{"$match": …}}], not {kind}.')
     check_reading(pipeline)
-    limit = PAGE if args.n is None else args.n
-    options = {"n": limit or PAGE, "semantic_index": args.index} if _searches(pipeline) else {}
+    limit = call.options.fetch_limit if args.n is None else args.n
+    options = {"n": limit or call.options.fetch_limit, "semantic_index": args.index} if _searches(pipeline) else {}
     options = {name: value for name, value in options.items() if value is not None}
     started = time.perf_counter()
     with call.collection.aggregate(list(pipeline), **options) as cursor:
@@ -128,7 +130,8 @@ def _options(filter: Mapping[str, Any], call: Call) -> dict[str, Any]:
     if unused := [name for name in ranking if name in options]:
         option = "--" + _RANKING.get(unused[0], unused[0]).replace("_", "-")
         raise InvalidInputError(f'{option} needs a $like in the body, such as {{"$like": {{"text": "warm"}}}}.')
-    return {"limit": PAGE if args.n is None else args.n, **options} if args.n != 0 else options
+    limit = call.options.fetch_limit if args.n is None else args.n
+    return {"limit": limit, **options} if limit else options
 
 
 _RANKING: Final[Mapping[str, str]] = {
@@ -179,131 +182,12 @@ def _since(started: float) -> float:
 
 def _shown(call: Call, documents: list[dict[str, Any]], facts: Facts) -> Any:
     form = call.args.form
-    result = Result(documents, facts=facts, limit=call.rows, layout="gallery" if form == "gallery" else "table")
+    result = Result(
+        documents, facts=facts, limit=call.options.display_limit, layout="gallery" if form == "gallery" else "table"
+    )
     if form == "pandas":
         return result.to_pandas()
     return Note(result.to_json() or "") if form == "json" else result
-
-
-def whole_argument(text: str) -> int:
-    """Read a whole number from 0 on."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 on")
-    return int(text)
-
-
-def sort_argument(text: str) -> list[tuple[str, int]]:
-    """Read ``price,-rating`` (or ``price:1,rating:-1``) as pymongo's sort."""
-    return [_sort_field(part.strip()) for part in text.split(",") if part.strip()] or _nothing(text)
-
-
-def _sort_field(text: str) -> tuple[str, int]:
-    name, colon, direction = text.rpartition(":")
-    if colon:
-        if direction not in ("1", "-1", "asc", "desc"):
-            raise argparse.ArgumentTypeError(f"{text!r}: the direction is 1, -1, asc or desc")
-        return name, -1 if direction in ("-1", "desc") else 1
-    return (text[1:], -1) if text.startswith("-") else (text.removeprefix("+"), 1)
-
-
-def features_argument(text: str) -> dict[str, str]:
-    """Read ``text=minilm,img=clip`` as `features` of `Collection.find`."""
-    pairs = [part.strip().partition("=") for part in text.split(",") if part.strip()] or _nothing(text)
-    if wrong := next((key for key, sign, model in pairs if not (key and sign and model)), None):
-        raise argparse.ArgumentTypeError(f"{wrong!r} names no model: write field=model")
-    return {key: model for key, _, model in pairs}
-
-
-def fields_argument(text: str) -> dict[str, int]:
-    """Read ``text,price`` (only these) or ``-vector`` (all but these) as pymongo's projection."""
-    names = [part.strip() for part in text.split(",") if part.strip()] or _nothing(text)
-    if len({name.startswith("-") for name in names if name != "-_id"}) == 2:
-        raise argparse.ArgumentTypeError(f"{text!r} mixes fields to show and fields to leave out")
-    if any(name.lstrip("-").startswith("$") for name in names):
-        raise argparse.ArgumentTypeError(f"{text!r}: fields are named, not computed")
-    return {name.removeprefix("-"): int(not name.startswith("-")) for name in names}
-
-
-def _nothing(text: str) -> Any:
-    raise argparse.ArgumentTypeError(f"{text!r} names no field")
-
-
-def _paging(parser: Parser) -> None:
-    parser.add_argument(
-        "-n",
-        "--limit",
-        dest="n",
-        type=whole_argument,
-        metavar="N",
-        help=f"how many (default {PAGE}, with $like {NEAREST}; 0: all)",
-    )
-
-
-def ranking_options(parser: Parser) -> None:
-    """Add how a search by meaning ranks."""
-    parser.add_argument("--index", metavar="ID", help="the semantic index; needed where the collection has several")
-    parser.add_argument("--exact", action="store_true", help="compare with every vector, whatever the index is")
-    parser.add_argument("--min-score", type=float, metavar="SCORE", help="leave out what scores less")
-    parser.add_argument("--max-score", type=float, metavar="SCORE", help="leave out what scores more")
-    parser.add_argument(
-        "--unlike",
-        action="append",
-        metavar="EXAMPLE",
-        help="stay away from it: '{text: \"cotton\"}' or a variable; may be given more than once",
-    )
-    parser.add_argument(
-        "--diversity", type=float, metavar="SHARE", help="0: the nearest, 1: those least like each other"
-    )
-    parser.add_argument("--text", metavar="WORDS", help="rank by these words too (needs a text index)")
-    parser.add_argument("--group-by", metavar="FIELD", help="only the best of each value of the field")
-
-
-def _choosing(parser: Parser) -> None:
-    parser.add_argument("--skip", type=whole_argument, metavar="N", help="leave out the first N")
-    parser.add_argument(
-        "--sort", type=sort_argument, metavar="FIELDS", help="price,-rating: by price, then best rating first"
-    )
-    parser.add_argument(
-        "--fields", type=fields_argument, metavar="FIELDS", help="text,price: only these; -vector: all but this"
-    )
-    parser.add_argument(
-        "--features", type=features_argument, metavar="FIELD=MODEL", help="the model's output in the field's place"
-    )
-
-
-def form_options(parser: Parser) -> None:
-    """Add ``--as``: the form of a result."""
-    forms = ("table", "gallery", "json", "pandas")
-    parser.add_argument("--as", dest="form", choices=forms, default="table", help="how to show it, or a data frame")
-
-
-def _find_options(parser: Parser) -> None:
-    _paging(parser)
-    _choosing(parser)
-    ranking_options(parser)
-    parser.add_argument("--explain", action="store_true", help="show how it is answered instead")
-    form_options(parser)
-
-
-def _find_one_options(parser: Parser) -> None:
-    _choosing(parser)
-    ranking_options(parser)
-    parser.set_defaults(n=1)
-
-
-def _distinct_options(parser: Parser) -> None:
-    parser.add_argument("field", help="the field, with dots for nested ones")
-    parser.add_argument(
-        "-n", type=whole_argument, metavar="N", help=f"with $like: of how many documents (default {NEAREST})"
-    )
-    ranking_options(parser)
-    parser.set_defaults(skip=None, sort=None, fields=None, features=None)
-
-
-def _aggregate_options(parser: Parser) -> None:
-    _paging(parser)
-    parser.add_argument("--index", metavar="ID", help="the semantic index of a $like stage")
-    form_options(parser)
 
 
 _BODY: Final = """
@@ -321,11 +205,9 @@ The body is a Python expression with your variables, or mongosh syntax. -o binds
 )
 
 COMMANDS: Final = (
-    Command(
-        "find", find, "find documents, by filter and by meaning", _find_options, "may", target=True, examples=_BODY
-    ),
-    Command("find_one", find_one, "find the first or nearest document", _find_one_options, "may", target=True),
+    Command("find", find, "find documents, by filter and by meaning", find_options, "may", target=True, examples=_BODY),
+    Command("find_one", find_one, "find the first or nearest document", find_one_options, "may", target=True),
     Command("count", count, "count documents", body="may", target=True),
-    Command("aggregate", aggregate, "run a pipeline", _aggregate_options, "must", target=True),
-    Command("distinct", distinct, "list the distinct values of a field", _distinct_options, "may", target=True),
+    Command("aggregate", aggregate, "run a pipeline", aggregate_options, "must", target=True),
+    Command("distinct", distinct, "list the distinct values of a field", distinct_options, "may", target=True),
 )

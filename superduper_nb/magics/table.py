@@ -19,7 +19,7 @@ from superduper_nb.magics import (
     working,
     writing,
 )
-from superduper_nb.magics.call import Call
+from superduper_nb.magics.call import DEFAULTS, Call, Options
 from superduper_nb.magics.command import Command
 from superduper_nb.magics.line import HelpShown, split
 from superduper_nb.magics.problems import one_line
@@ -71,7 +71,7 @@ def run(
     *,
     names: Mapping[str, Any] | None = None,
     connections: Connections = CONNECTIONS,
-    rows: int = 50,
+    options: Options = DEFAULTS,
     scope: dict[str, Any] | None = None,
 ) -> Outcome:
     """Do what ``%sddb line`` says, with `cell` as the body of ``%%sddb``.
@@ -84,8 +84,8 @@ def run(
         The user's namespace.
     connections : Connections
         Those of the session.
-    rows : int
-        Most rows of a result to show.
+    options : Options
+        What is meant where the line says nothing.
     scope : dict, optional
         Where a cell that defines something defines it: the user's namespace itself.
 
@@ -105,7 +105,7 @@ def run(
     except HelpShown as help:
         return Outcome(Note(str(help)))
     _check_body(command, cell)
-    call = Call(args, connections, names or {}, cell, rows, scope)
+    call = Call(args, connections, names or {}, cell, options, scope)
     with one_line():
         value = command.run(call)
     bindings = dict(call.bindings)

@@ -85,24 +85,25 @@ def rows(table: Grid, scores: Sequence[Score | None], *, ranked: bool, words: Se
 def cards(
     table: Grid, scores: Sequence[Score | None], *, words: Sequence[str] = (), roles: Sequence[str] = ()
 ) -> list[Any]:
-    """Draw as many rows of `table` as fit, each as a card: its first picture large, its other fields below.
+    """Draw as many rows of `table` as fit, each as a card: its first picture or sound large, its other fields below.
 
     With `roles` ("more", "less" or "" for each), a card has buttons to make it an example.
     """
     sought = pattern_of(words)
     given: Sequence[str | None] = roles or [None] * len(table.rows)
     drawn = (
-        render("card.html.j2", rank=number, score=score, picture=picture, fields=fields, sought=sought, role=role)
+        render("card.html.j2", rank=number, score=score, framed=framed, fields=fields, sought=sought, role=role)
         for number, (cells, score, role) in enumerate(zip(table.rows, scores, given, strict=True), 1)
-        for picture, fields in [_card(table.columns, cells)]
+        for framed, fields in [_card(table.columns, cells)]
     )
     return _fitting(drawn)
 
 
 def _card(names: Sequence[str], cells: Sequence[Cell | None]) -> tuple[Cell | None, list[tuple[str, Cell]]]:
-    picture = next((part for part in cells if part is not None and part.kind == "picture"), None)
-    fields = [(name, part) for name, part in zip(names, cells, strict=True) if part is not None and part is not picture]
-    return picture, fields
+    kept = [(name, part) for name, part in zip(names, cells, strict=True) if part is not None]
+    media = [part for kind in ("picture", "sound") for _, part in kept if part.kind == kind]
+    framed = media[0] if media else None
+    return framed, [(name, part) for name, part in kept if part is not framed]
 
 
 def _fitting(drawn: Iterable[Any]) -> list[Any]:

@@ -22,9 +22,9 @@ LARGEST: Final = 24_000
 
 @dataclass(slots=True)
 class Budget:
-    """Bytes that the thumbnails of one output may still take."""
+    """Bytes that the media of one output may still take."""
 
-    left: int = 400_000
+    left: int
 
     def take(self, size: int) -> bool:
         """Reserve `size` bytes; False where they are not left."""

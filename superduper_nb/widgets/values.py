@@ -16,6 +16,8 @@ from typing import Any, Final, Literal
 
 from superduper_nb.widgets.clean import shorten, spell, visible
 from superduper_nb.widgets.pictures import Budget, Picture, is_picture, thumbnail
+from superduper_nb.widgets.sniffing import media_kind
+from superduper_nb.widgets.sounds import Sound, is_sound, player
 
 __all__ = ["Cell", "Kind", "Limits", "cell"]
 
@@ -26,7 +28,7 @@ DEPTH: Final = 5
 VECTOR: Final = 8
 """A list of this many numbers or more is a vector: its first and last numbers and its length are shown."""
 
-Kind = Literal["text", "number", "flag", "null", "id", "time", "vector", "bytes", "other", "picture", "nested"]
+Kind = Literal["text", "number", "flag", "null", "id", "time", "vector", "bytes", "other", "picture", "sound", "nested"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,8 @@ class Cell:
         The value as one bounded text, without control characters; of nested values a summary.
     picture : Picture or None
         The thumbnail of a picture.
+    sound : Sound or None
+        The player of a sound.
     items : tuple of (str or None, Cell)
         The parts of a nested value; list items have no name.
     left_out : int
@@ -50,15 +54,17 @@ class Cell:
     kind: Kind
     text: str
     picture: Picture | None = None
+    sound: Sound | None = None
     items: tuple[tuple[str | None, Cell], ...] = ()
     left_out: int = 0
 
 
 @dataclass(slots=True)
 class Limits:
-    """What drawing one output may still use: bytes of its thumbnails, parts of all values, parts of the one at hand."""
+    """What drawing one output may still use: bytes of its media, parts of all values, parts of the one at hand."""
 
-    pictures: Budget = field(default_factory=Budget)
+    pictures: Budget = field(default_factory=lambda: Budget(400_000))
+    sounds: Budget = field(default_factory=lambda: Budget(400_000))
     all_nodes: int = ALL_NODES
     nodes: int = NODES
 
@@ -90,6 +96,9 @@ def _cell(value: Any, name: str, limits: Limits, depth: int) -> Cell:
     if is_picture(value):
         picture = thumbnail(value, name=name or "value", budget=limits.pictures)
         return Cell("picture", f"image {picture.width}×{picture.height}", picture=picture)
+    if is_sound(value):
+        sound = player(value, budget=limits.sounds)
+        return Cell("sound", sound.told, sound=sound)
     if (vector := _vector(value)) is not None:
         return Cell("vector", vector)
     if isinstance(value, Mapping):
@@ -140,7 +149,8 @@ def _plain(value: Any) -> Cell:
     if isinstance(value, datetime):
         return Cell("time", value.isoformat(sep=" ", timespec="seconds").removesuffix(" 00:00:00"))
     if isinstance(value, bytes | bytearray | memoryview):
-        return Cell("bytes", f"{len(value):,} bytes")
+        kind = media_kind(value)
+        return Cell("bytes", f"{kind}, {len(value):,} bytes" if kind else f"{len(value):,} bytes")
     if type(value).__name__ in ("ObjectId", "UUID"):
         return Cell("id", visible(str(value)))
     if _is_scalar(value):

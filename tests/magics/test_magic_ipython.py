@@ -3,11 +3,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
+from traitlets.config import Config
 
 from superduper_nb.errors import InvalidInputError, SuperduperError
 from superduper_nb.magics import magic
@@ -100,6 +102,45 @@ def test_the_display_limit_bounds_what_is_shown(connected: Any, docs: Any) -> No
     result = connected.run_cell("%sddb find").result
     assert "2 shown of 6 documents" in repr(result)
     assert len(result) == 6
+
+
+def test_the_fetch_limit_is_what_is_read_without_n(connected: Any, docs: Any) -> None:
+    connected.run_cell(f"%sddb use {docs.full_name}")
+    connected.run_cell("%config SuperduperMagics.fetch_limit = 4")
+    assert "4 of 6 documents" in repr(connected.run_cell("%sddb find").result)
+    assert len(connected.run_cell("%%sddb\ndb.products.find({})").result) == 4
+    assert len(connected.run_cell("%sddb find -n 5").result) == 5
+
+
+@pytest.mark.parametrize(
+    ("project", "user", "limit", "warning"),
+    [
+        ("", 30, 30, ""),
+        ("[tool.superduper_nb]\ndisplay_limit = 7\nfetch_limit = 100", 30, 7, ""),
+        ("[tool.superduper_nb]\ndisplay_limt = 7", 30, 30, "display_limt: unknown key. Did you mean 'display_limit'?"),
+        ("[tool.superduper_nb]\ndisplay_limit = 'x'", 30, 30, "display_limit: The 'display_limit' trait of a"),
+        ("[tool.superduper_nb]\ndisplay_limit = 51", 30, 30, "display_limit: The value of the 'display_limit' trait"),
+        ("[tool.superduper_nb]\ndisplay_limit 7", 30, 30, "not TOML: "),
+        ("[tool.other]\nbroken = = 1", 30, 30, ""),
+    ],
+)
+def test_options_come_from_the_project_else_from_the_user(
+    home: Any, monkeypatch: pytest.MonkeyPatch, project: str, user: int, limit: int, warning: str
+) -> None:
+    monkeypatch.setenv("IPYTHONDIR", str(home))
+    (home / "pyproject.toml").write_text(project)
+    (home / "deep" / "er").mkdir(parents=True)
+    monkeypatch.chdir(home / "deep" / "er")
+    config = Config({"SuperduperMagics": {"display_limit": user}, "HistoryManager": {"enabled": False}})
+    shell: Any = InteractiveShell(config=config)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        shell.run_line_magic("load_ext", "superduper_nb")
+    magics = shell.magics_manager.registry["SuperduperMagics"]
+    assert magics.display_limit == limit
+    assert len(told) == bool(warning)
+    assert all(warning in str(each.message) and "pyproject.toml: " in str(each.message) for each in told)
+    shell.run_line_magic("unload_ext", "superduper_nb")
 
 
 def test_help_is_where_ipython_looks_for_it(shell: Any) -> None:

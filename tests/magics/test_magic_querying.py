@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from superduper_nb.errors import InvalidInputError
-from superduper_nb.magics.querying import fields_argument, sort_argument
+from superduper_nb.magics.reading import fields_argument, sort_argument
 from superduper_nb.widgets.results import Document, Result
+from tests.widgets.payloads import foreign_parts
 
 
 def test_find_by_meaning_gives_the_documents_that_the_python_call_gives(docs: Any, sddb: Any) -> None:
@@ -70,10 +71,26 @@ def test_a_vector_or_document_of_the_user_is_simply_named(docs: Any, sddb: Any) 
     assert result[0]["_id"] == wanted["_id"]
 
 
-def test_explain_says_how_it_was_searched(docs: Any, sddb: Any) -> None:
-    explained = sddb("find --explain", '{"$like": {"text": "hat"}}').value
+def test_explain_shows_the_time_of_each_stage(docs: Any, sddb: Any) -> None:
+    explained = sddb("find --explain", '{"price": {"$lt": 100}, "$like": {"text": "hat"}}').value
     assert explained["search"]["index"] == "meaning"
-    assert "queryPlanner" in sddb("find --explain", '{"price": 15}').value
+    heading, _, *stages = repr(explained).splitlines()
+    assert heading.startswith(
+        "index meaning by cosine · filter, then exact · 5 candidates · 5 of them match · 5 found in "
+    )
+    times = {name: float(ms) for name, _, ms in (line.rpartition(" ") for line in stages)}
+    assert {name.strip() for name in times} == {*explained["search"]["stages_ms"], "on the way"}
+    html = explained._repr_mimebundle_()["text/html"]
+    assert html.count("<meter ") == len(times)
+    assert foreign_parts(html) == []
+
+
+def test_explain_shows_the_plan_of_mongodb(docs: Any, sddb: Any) -> None:
+    docs.create_index("price")
+    explained = sddb("find --explain", '{"price": 15}').value
+    assert "queryPlanner" in explained
+    assert repr(explained).startswith("LIMIT ← FETCH ← IXSCAN price_1 · 1 keys and 1 documents looked at · 1 found in ")
+    assert foreign_parts(explained._repr_mimebundle_()["text/html"]) == []
 
 
 def test_find_one(docs: Any, sddb: Any, capsys: pytest.CaptureFixture[str]) -> None:

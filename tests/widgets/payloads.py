@@ -78,7 +78,11 @@ ALLOWED = {
     "meter": {"class", "min", "max", "value", "title"},
     "progress": {"class", "max", "value", "title"},
     "img": {"class", "src", "alt", "loading"},
+    "audio": {"class", "controls", "preload", "src", "title"},
 }
+
+
+EMBEDDED = ("data:image/jpeg;base64,", "data:image/png;base64,", "data:audio/wav;base64,")
 
 
 class _Audit(HTMLParser):
@@ -92,7 +96,7 @@ class _Audit(HTMLParser):
         if tag not in ALLOWED or not {name for name, _ in attrs} <= ALLOWED[tag]:
             self.foreign.append(f"<{tag} {attrs}>")
         for name, value in attrs:
-            if name == "src" and not (value or "").startswith(("data:image/jpeg;base64,", "data:image/png;base64,")):
+            if name == "src" and not (value or "").startswith(EMBEDDED):
                 self.foreign.append(f"src={value}")
         if tag not in ("img",):
             self.open.append(tag)
