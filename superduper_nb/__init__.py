@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from superduper_nb.config import Config
     from superduper_nb.errors import SuperduperError
     from superduper_nb.models import ItemError, Predictor
+    from superduper_nb.search import IndexOptions
     from superduper_nb.training import Trainer, Training
 
 _HOMES = {
@@ -29,6 +30,7 @@ _HOMES = {
     "Config": "superduper_nb.config",
     "Cursor": "superduper_nb.client",
     "Database": "superduper_nb.client",
+    "IndexOptions": "superduper_nb.search",
     "ItemError": "superduper_nb.models",
     "Job": "superduper_nb.client",
     "Jobs": "superduper_nb.client",
@@ -45,6 +47,7 @@ __all__ = [
     "Config",
     "Cursor",
     "Database",
+    "IndexOptions",
     "ItemError",
     "Job",
     "Jobs",

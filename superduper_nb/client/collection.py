@@ -19,6 +19,7 @@ from superduper_nb.errors import InvalidInputError
 from superduper_nb.jobs.watchers import Watcher, overlap, plan
 from superduper_nb.models.apply import check_batch_size
 from superduper_nb.search.measures import BUILTIN
+from superduper_nb.search.options import IndexOptions
 from superduper_nb.training import Training
 
 if TYPE_CHECKING:
@@ -139,6 +140,7 @@ class Collection(DerivingCollection[_DocumentType]):
         measure: str = "cosine",
         *,
         filter: Mapping[str, Any] | None = None,
+        index: IndexOptions | None = None,
         loss: str | None = None,
         metrics: Sequence[str] = (),
         splitter: str | None = None,
@@ -158,6 +160,8 @@ class Collection(DerivingCollection[_DocumentType]):
             ``"cosine"``, ``"dot"``, ``"l2"`` or a registered one.
         filter : mapping, optional
             Only documents that match it.
+        index : IndexOptions, optional
+            How it is kept and searched: ``sd.IndexOptions(kind="scan", compact=True)``; default: chosen by its size.
         loss : str, optional
             ``(queries, documents) -> tensor`` over a batch: ``"info_nce"``, ``"triplet"``, ``"cosine"`` or a registered
             one. The last pair encodes queries, the first documents: two keys, two models, or one model on both.
@@ -186,6 +190,7 @@ class Collection(DerivingCollection[_DocumentType]):
             "keys": list(keys),
             "measure": measure,
             "filter": self._checked(filter),
+            **_kept_as(index, measure),
         }
         code: dict[str, Any] = {}
         if loss is not None:
@@ -199,11 +204,11 @@ class Collection(DerivingCollection[_DocumentType]):
         jobs = Jobs(workspace, {})
         if f"{models[0]}/{keys[0]}" not in self.watchers:
             jobs = self._watch(Watcher(self.name, models[0], keys[0], definition["filter"]), compute=loss is None)
-        index, new = workspace.store.put("semantic_index", id, definition, collection=self.name, obj=code or None)
+        made, new = workspace.store.put("semantic_index", id, definition, collection=self.name, obj=code or None)
         workspace.changed()
         if loss is not None:
-            jobs = train(workspace, index)
-        if new and index.version > 1 and (near := workspace.upkeep(self.name).upon(id)):
+            jobs = train(workspace, made)
+        if new and made.version > 1 and (near := workspace.upkeep(self.name).upon(id)):
             jobs = workspace.started(
                 {**{name: job.id for name, job in jobs.items()}, **workspace.revise(self.name, near)}
             )
@@ -367,6 +372,16 @@ def _check_sides(workspace: Workspace, models: Sequence[str], splitter: str | No
         workspace.store.get("splitter", splitter)
     elif len(models) == 1:
         raise InvalidInputError("Training needs two sides: a second model and key, or a splitter=.")
+
+
+def _kept_as(index: IndexOptions | None, measure: str) -> dict[str, Any]:
+    """Return what a definition says of an index's options: nothing where they are the default."""
+    if index is None:
+        return {}
+    if not isinstance(index, IndexOptions):
+        raise InvalidInputError(f"index={index!r:.80}: give sd.IndexOptions(...).")
+    index.check_measure(measure)
+    return {"index": given} if (given := index.definition()) else {}
 
 
 def _check_pairs(workspace: Workspace, models: Sequence[str], keys: Sequence[str]) -> None:

@@ -24,6 +24,7 @@ from superduper_nb.search.index import VectorIndex
 from superduper_nb.search.keeper import Keeper
 from superduper_nb.search.live import LiveIndex
 from superduper_nb.search.measures import BUILTIN, Floats, Measure
+from superduper_nb.search.options import IndexOptions
 from superduper_nb.search.plan import Hints, Matching, Plan
 from superduper_nb.search.queries import QueryVectors
 from superduper_nb.search.refine import Groups
@@ -181,12 +182,13 @@ class SearchEngine:
 
         collection = self._collection(database, component.collection)
         definition = f"{component.hash} {measured}"
+        options = IndexOptions.of(component.definition.get("index"))
 
         def make() -> LiveIndex:
             identity = {"definition": definition, "model": model_id, "version": model.version}
             folder = self._snapshots
             return LiveIndex(
-                VectorIndex(measure),
+                VectorIndex(measure, options, folder=folder),
                 collection,
                 model=model_id,
                 key=key,

@@ -2,49 +2,26 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import repeat
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from superduper_nb.search.blocks import near_rows
-from superduper_nb.search.ids import id_key, id_keys, packed_ids, packed_keys, sort_key, unpacked_id
+from superduper_nb.search.coding import Coder
+from superduper_nb.search.ids import id_key, id_keys, packed_ids, packed_keys
 from superduper_nb.search.measures import Floats, Measure
+from superduper_nb.search.options import IndexOptions
 from superduper_nb.search.rows import Rows, View
-from superduper_nb.search.scan import CALIBRATED_N, Segment, Slots, calibrated, encoder
+from superduper_nb.search.scoring import NOTHING, Hits, Scorer
 
 __all__ = ["Hits", "VectorIndex"]
 
 _FIRST_CAPACITY: Final = 1024
 _DEAD_SHARE: Final = 0.25
-
-_GATHER_SHARE: Final = 0.25
-
-_SCAN_FROM: Final = 4_000_000
-"""Numbers (rows x dimension) from which a scan of codes is worth it: below, the exact one takes a millisecond."""
-_SCAN_GAIN: Final = 32
-"""One candidate of a scan costs about as much as so many rows of the exact way."""
-_TAIL: Final = 2048
-"""Rows behind the last segment that are scanned exactly, before a segment is made of them."""
-_SEGMENT: Final = 131_072
-"""Rows a segment, at most: it is made anew as a whole, which takes about 3 µs a row."""
-
-
-@dataclass(frozen=True, slots=True)
-class Hits:
-    """The best of an index for one query, best first, ties by ``_id``."""
-
-    ids: list[Any]
-    scores: Floats
-    distances: Floats | None
-    kind: str = "exact"
-    candidates: int = 0
-
-
-_EMPTY: Final = Hits([], np.empty(0), None)
 
 
 class VectorIndex:
@@ -58,26 +35,33 @@ class VectorIndex:
     ----------
     measure : Measure
         How near two vectors are.
+    options : IndexOptions, optional
+        Which kind, where it is not to be chosen by size.
+    rows : Rows, optional
+        Those that another had.
+    folder : pathlib.Path, optional
+        Where the vectors of a compact one are; default: the system's for temporary files.
     """
 
-    def __init__(self, measure: Measure) -> None:
-        self.measure = measure
+    def __init__(
+        self,
+        measure: Measure,
+        options: IndexOptions | None = None,
+        rows: Rows | None = None,
+        folder: Path | None = None,
+    ) -> None:
+        self.measure, self.options, self._folder = measure, options or IndexOptions(), folder
         self._lock = threading.Lock()
-        self._rows: Rows | None = None
-        self._slots: dict[Any, int] = {}
-        self._encode = encoder(measure)
-        self._builder: threading.Thread | None = None
+        self._slots = {} if rows is None else _slots(rows)
+        self._rows = rows if self._slots else None
+        self._scorer = Scorer(measure, self.options)
+        self._coder = Coder(measure, self.options, self._lock, lambda: self._rows)
+        if rows is not None and self.options.compact:
+            rows.let_go()
 
-    @classmethod
-    def of(cls, measure: Measure, rows: Rows) -> VectorIndex:
-        """Make one of rows that another had."""
-        index = cls(measure)
-        keys, alive = packed_keys(rows.ids), rows.alive[: rows.count]
-        index._slots = dict(zip(keys, range(rows.count), strict=True))
-        if not alive.all():  # an identifier may have had a row before
-            index._slots = {keys[slot]: slot for slot in np.flatnonzero(alive).tolist()}
-        index._rows = rows if index._slots else None
-        return index
+    def anew(self, rows: Rows | None = None) -> VectorIndex:
+        """Return another of the same measure and options."""
+        return VectorIndex(self.measure, self.options, rows, self._folder)
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -94,13 +78,19 @@ class VectorIndex:
         return "scan" if rows is not None and rows.segments and rows.depth else "exact"
 
     @property
-    def nbytes(self) -> int:
-        """Memory of the arrays and codes, bytes."""
+    def memory(self) -> dict[str, int]:
+        """What is held in memory, in bytes: vectors, codes, identifiers with the table that finds them."""
         rows = self._rows
         if rows is None:
-            return 0
-        codes = rows.coded * rows.vectors.shape[1] // 2
-        return int(rows.vectors.nbytes + rows.norms.nbytes + rows.alive.nbytes + codes)
+            return {"vectors": 0, "codes": 0, "ids": 0}
+        held = rows.memory(compact=self.options.compact)
+        slot = sys.getsizeof(rows.count)
+        return held | {"ids": held["ids"] + sys.getsizeof(self._slots) + slot * len(self._slots)}
+
+    @property
+    def nbytes(self) -> int:
+        """All of it."""
+        return sum(self.memory.values())
 
     # --- change ------------------------------------------------------------------------------------------------
 
@@ -144,22 +134,27 @@ class VectorIndex:
     def _room(self, extra: int, dimension: int) -> Rows:
         rows = self._rows
         if rows is None:
-            self._rows = rows = Rows.empty(max(extra, _FIRST_CAPACITY), dimension)
+            self._rows = rows = self._empty(max(extra, _FIRST_CAPACITY), dimension)
         elif rows.count + extra > len(rows.vectors):
             self._rows = rows = self._moved(rows, extra)
         return rows
+
+    def _empty(self, capacity: int, dimension: int) -> Rows:
+        if self.options.compact:
+            return Rows.in_file(capacity, dimension, self._folder)
+        return Rows.empty(capacity, dimension)
 
     def _moved(self, rows: Rows, extra: int) -> Rows:
         """Copy to a larger array; leave the dead behind where there are many."""
         living, count = len(self._slots), rows.count
         if count - living <= _DEAD_SHARE * count:
-            new = Rows.empty(count + max(extra, count // 4, _FIRST_CAPACITY), rows.vectors.shape[1])
+            new = self._empty(count + max(extra, count // 4, _FIRST_CAPACITY), rows.vectors.shape[1])
             for name in ("vectors", "norms", "alive"):
                 getattr(new, name)[:count] = getattr(rows, name)[:count]
             new.ids, new.count, new.segments, new.depth = rows.ids, count, rows.segments, rows.depth
             return new
         keep = np.flatnonzero(rows.alive[:count])
-        new = Rows.empty(living + max(extra, living // 4, _FIRST_CAPACITY), rows.vectors.shape[1])
+        new = self._empty(living + max(extra, living // 4, _FIRST_CAPACITY), rows.vectors.shape[1])
         new.append(rows.vectors[keep], [rows.ids[slot] for slot in keep.tolist()])
         self._slots = dict(zip(packed_keys(new.ids), range(living), strict=True))
         return new
@@ -168,58 +163,16 @@ class VectorIndex:
 
     def tend(self) -> None:
         """Have codes made, in a thread, of rows that have none, where there are many; to be called after changes."""
-        with self._lock:
-            rows = self._rows
-            if rows is None or rows.depth is None or self._encode is None or self._builder is not None:
-                return
-            if rows.count * rows.vectors.shape[1] >= _SCAN_FROM and rows.count - rows.coded >= _TAIL:
-                self._builder = threading.Thread(target=self._build, name="vector codes", daemon=True)
-                self._builder.start()
+        self._coder.tend()
 
     @property
     def tending(self) -> bool:
         """Codes are being made."""
-        return self._builder is not None
+        return self._coder.busy
 
     def settle(self) -> None:
         """Have the codes made that are due, and wait for them."""
-        self.tend()
-        while (builder := self._builder) is not None:
-            builder.join()
-
-    def _build(self) -> None:
-        try:
-            while (due := self._due()) is not None:
-                rows, start, stop = due
-                segment, depth = self._segment(rows, start, stop)
-                with self._lock:
-                    if self._rows is None or self._rows.ids is not rows.ids:
-                        continue  # the rows moved to other slots meanwhile
-                    kept = tuple(s for s in self._rows.segments if s.stop <= start)
-                    self._rows.segments = (*kept, segment)
-                    self._rows.depth = None if depth is None else max(depth, self._rows.depth or 0)
-        finally:
-            self._builder = None
-
-    def _due(self) -> tuple[Rows, int, int] | None:
-        """Return which slots to make a segment of: the tail, and smaller segments before it."""
-        with self._lock:
-            rows = self._rows
-            if rows is None or rows.depth is None or rows.count - rows.coded < _TAIL:
-                return None
-            start, stop = rows.coded, min(rows.count, rows.coded + _SEGMENT)
-            for segment in reversed(rows.segments):
-                if segment.stop - segment.start > stop - start or stop - segment.start > _SEGMENT:
-                    break
-                start = segment.start
-            return rows, start, stop
-
-    def _segment(self, rows: Rows, start: int, stop: int) -> tuple[Segment, int | None]:
-        assert self._encode is not None
-        vectors, norms = rows.vectors[start:stop], rows.norms[start:stop]
-        cosine = self.measure.name == "cosine"
-        segment = Segment(start, stop, self._encode(vectors / norms[:, None] if cosine else vectors))
-        return segment, calibrated(segment, vectors, norms, self.measure)
+        self._coder.settle()
 
     # --- search ------------------------------------------------------------------------------------------------
 
@@ -238,25 +191,9 @@ class VectorIndex:
             return there, np.empty((0, 0)) if rows is None else rows[[slot for slot in slots if slot is not None]]
 
     def search_many(self, queries: Sequence[Floats], n: int, *, exact: bool = False) -> list[Hits]:
-        """Return the `n` nearest of each query: by codes where that is quicker, else by products of matrices."""
+        """Return the `n` nearest of each query."""
         view = self.view()
-        if view is None:
-            return [_EMPTY] * len(queries)
-        found = [None if exact else self._scan(view, query, n) for query in queries]
-        left = [query for query, hits in zip(queries, found, strict=True) if hits is None]
-        rest = iter(self._products(view, left, n))
-        return [next(rest) if hits is None else hits for hits in found]
-
-    def _products(self, view: View, queries: Sequence[Floats], n: int) -> list[Hits]:
-        """Score every row for each query, by products of matrices."""
-        if not queries:
-            return []
-        rows, count = view.rows, view.count
-        near = near_rows(np.stack(queries), rows.vectors[:count], rows.norms[:count], n, self.measure, view.alive)
-        return [
-            self._ranked(rows, slots, query, n, "exact", view.living)
-            for slots, query in zip(near, queries, strict=True)
-        ]
+        return [NOTHING] * len(queries) if view is None else self._scorer.many(view, queries, n, exact=exact)
 
     def search(self, query: Floats, n: int, *, among: Sequence[Any] | None = None, exact: bool = False) -> Hits:
         """Return the `n` nearest, of all or `among` some identifiers.
@@ -275,12 +212,10 @@ class VectorIndex:
             view = self._view()
             subset = None if keys is None else [slot for slot in map(self._slots.get, keys) if slot is not None]
         if view is None:
-            return _EMPTY
+            return NOTHING
         if subset is not None:
-            return self._among(view, np.unique(np.array(subset, dtype=np.intp)), query, n)
-        if not exact and (found := self._scan(view, query, n)) is not None:
-            return found
-        return self._among(view, None if view.alive is None else np.flatnonzero(view.alive), query, n)
+            return self._scorer.among(view, np.unique(np.array(subset, dtype=np.intp)), query, n)
+        return self._scorer.nearest(view, query, n, exact=exact)
 
     def view(self) -> View | None:
         """Return what there is now, for as long as it is wanted; None of an empty one."""
@@ -295,74 +230,10 @@ class VectorIndex:
         alive = None if rows.count == living else rows.alive[: rows.count].copy()
         return View(rows, rows.count, living, alive, rows.segments, rows.depth)
 
-    def _among(self, view: View, slots: Slots | None, query: Floats, n: int) -> Hits:
-        """Score these slots, or all."""
-        rows, count = view.rows, view.count
-        if slots is not None and not len(slots):
-            return _EMPTY
-        if slots is not None and len(slots) <= _GATHER_SHARE * count:
-            scores, error = self.measure.rough(query, rows.vectors[slots], rows.norms[slots])
-        else:  # read in one go, also those that do not count: quicker than to gather many
-            scores, error = self.measure.rough(query, rows.vectors[:count], rows.norms[:count])
-            if slots is not None:
-                scores, error = scores[slots], error[slots] if isinstance(error, np.ndarray) else error
-        near = _candidates(scores, error, n)
-        return self._ranked(rows, near if slots is None else slots[near], query, n, "exact", len(scores))
 
-    def _scan(self, view: View, query: Floats, n: int) -> Hits | None:
-        """Score what the codes hold to be near, and the tail; None where that would not be less than everything."""
-        if not view.segments or view.depth is None:
-            return None
-        depth = view.depth + 3 * max(0, n - CALIBRATED_N)
-        coded = view.segments[-1].stop
-        if depth * len(view.segments) * _SCAN_GAIN > coded:
-            return None
-        near = np.concatenate([segment.search(query, depth) for segment in view.segments])
-        if view.alive is not None:
-            near = near[view.alive[near]]
-        if len(near) < max(n, depth // 2):
-            return None  # most of what is near is dead
-        if coded < view.count:
-            near = np.concatenate([near, self._tail(view, coded, query, n)])
-        return self._ranked(view.rows, near, query, n, "scan", len(near))
-
-    def _tail(self, view: View, start: int, query: Floats, n: int) -> Slots:
-        """Return the slots of the best of the rows that have no codes yet."""
-        rows, part = view.rows, slice(start, view.count)
-        scores, error = self.measure.rough(query, rows.vectors[part], rows.norms[part])
-        if view.alive is None:
-            return _candidates(scores, error, n) + start
-        slots = np.flatnonzero(view.alive[part])
-        error = error[slots] if isinstance(error, np.ndarray) else error
-        return slots[_candidates(scores[slots], error, n)] + start
-
-    def _ranked(self, rows: Rows, slots: Slots, query: Floats, n: int, kind: str, candidates: int) -> Hits:
-        """Score candidates in float64, and put the best `n` in order."""
-        if not len(slots):
-            return _EMPTY
-        scores, distances = self.measure.exact(query, rows.vectors[slots])
-        if len(slots) > 2 * n:  # fewer identifiers to compare
-            best = np.flatnonzero(scores >= np.partition(scores, len(scores) - n)[len(scores) - n])
-            slots, scores, distances = slots[best], scores[best], None if distances is None else distances[best]
-        ids = [unpacked_id(rows.ids[slot]) for slot in slots.tolist()]
-        order = _order(scores, ids)[:n]
-        kept = None if distances is None else distances[order]
-        return Hits([ids[i] for i in order], scores[order], kept, kind, candidates)
-
-
-def _order(scores: Floats, ids: list[Any]) -> list[int]:
-    """Return the positions, best first, ties by identifier."""
-    order = np.argsort(-scores, kind="stable")
-    if (scores[order[1:]] != scores[order[:-1]]).all():
-        return list(order.tolist())
-    values = scores.tolist()
-    return sorted(range(len(ids)), key=lambda i: (-values[i], sort_key(ids[i])))
-
-
-def _candidates(scores: Floats, error: Floats | float, n: int) -> Slots:
-    """Return positions that are sure to hold the `n` best and all that tie with the last of them."""
-    if n >= len(scores):
-        return np.arange(len(scores))
-    surely = scores - error
-    threshold = np.partition(surely, len(surely) - n)[len(surely) - n]
-    return np.flatnonzero(scores + error >= threshold)
+def _slots(rows: Rows) -> dict[Any, int]:
+    """Return where each identifier is."""
+    keys, alive = packed_keys(rows.ids), rows.alive[: rows.count]
+    if alive.all():
+        return dict(zip(keys, range(rows.count), strict=True))
+    return {keys[slot]: slot for slot in np.flatnonzero(alive).tolist()}  # an identifier may have had a row before

@@ -152,6 +152,7 @@ class LiveIndex:
             "kind": self.index.kind,
             "measure": self.index.measure.name,
             "bytes": self.index.nbytes,
+            "memory": self.index.memory,
             "skipped": len(self._skipped),
             "snapshot": "none" if self._keeper is None else self._keeper.state,
             "model_version": self.version,
@@ -191,7 +192,7 @@ class LiveIndex:
         if self._keeper is None or (saved := self._keeper.restore()) is None:
             return
         now: Timestamp = self._collection.database.command("ping")["operationTime"]
-        self.index = VectorIndex.of(self.index.measure, saved.rows)
+        self.index = self.index.anew(saved.rows)
         self._skipped = {id_key(id): id for id in saved.skipped}
         self._resume, self._ready_at = saved.token, now
 
@@ -257,7 +258,7 @@ class LiveIndex:
         return bool(self._filter) or self._key == BASE or name.startswith(key) or key.startswith(name)
 
     def _load(self) -> None:
-        fresh = VectorIndex(self.index.measure)
+        fresh = self.index.anew()
         self._skipped.clear()
         self._ready_at = None
         if self._keeper is not None:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import mmap
+import os
+import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +37,10 @@ class Rows:
         Codes of the first slots, without a gap; what is behind them is the tail.
     depth : int or None
         Candidates that a segment has to give; None where codes are of no use on these vectors.
+    filed : int
+        So many slots' vectors, from the first, are in a file, from which the system can read them again.
+    mapping : mmap.mmap or None
+        Of that file.
     """
 
     vectors: Floats
@@ -41,11 +50,33 @@ class Rows:
     count: int = 0
     segments: tuple[Segment, ...] = ()
     depth: int | None = DEPTHS[0]
+    filed: int = 0
+    mapping: mmap.mmap | None = None
 
     @classmethod
     def empty(cls, capacity: int, dimension: int) -> Rows:
-        """Make room for `capacity` vectors."""
-        vectors = np.empty((capacity, dimension), dtype=np.float32)
+        """Make room for `capacity` vectors, in memory."""
+        return cls._of(np.empty((capacity, dimension), dtype=np.float32))
+
+    @classmethod
+    def in_file(cls, capacity: int, dimension: int, folder: Path | None) -> Rows:
+        """Make room for `capacity` vectors, in a file without a name; raises `OSError` where the disk is full."""
+        size = 4 * capacity * dimension
+        if folder is not None:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            if hasattr(os, "posix_fallocate"):  # a mapping whose file can't grow kills who writes to it
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                file.truncate(size)
+            mapping = mmap.mmap(file.fileno(), size)
+        made = cls._of(np.frombuffer(mapping, dtype=np.float32).reshape(capacity, dimension))
+        made.filed, made.mapping = capacity, mapping
+        return made
+
+    @classmethod
+    def _of(cls, vectors: Floats) -> Rows:
+        capacity = len(vectors)
         return cls(vectors, np.empty(capacity, dtype=np.float32), np.zeros(capacity, dtype=bool), [])
 
     def append(self, vectors: Floats, ids: Sequence[Any]) -> None:
@@ -62,6 +93,22 @@ class Rows:
     def coded(self) -> int:
         """Slots that have codes."""
         return self.segments[-1].stop if self.segments else 0
+
+    def let_go(self) -> None:
+        """Have the vectors that have codes, and are in the file, leave memory until they are read again."""
+        length = min(self.coded, self.filed) * self.vectors.shape[1] * 4 // mmap.PAGESIZE * mmap.PAGESIZE
+        if self.mapping is not None and length and hasattr(mmap, "MADV_DONTNEED"):
+            self.mapping.madvise(mmap.MADV_DONTNEED, 0, length)
+
+    def memory(self, *, compact: bool) -> dict[str, int]:
+        """Return what is held in memory, in bytes; room that was never written to is none."""
+        dimension = self.vectors.shape[1]
+        held = max(0, self.count - self.filed) if compact else self.count
+        return {
+            "vectors": held * dimension * 4 + self.count * 5,  # norm and alive
+            "codes": self.coded * dimension // 2,
+            "ids": sys.getsizeof(self.ids) + self.count * (sys.getsizeof(self.ids[-1]) if self.ids else 0),
+        }
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ A file is written aside and renamed, so a crash leaves the one before, or none. 
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import stat
 import struct
@@ -21,7 +22,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, cast
 
 import bson
 import numpy as np
@@ -208,6 +209,8 @@ def _sections(file: BinaryIO, footer: Mapping[str, Any], options: Options) -> tu
             Segment(start, stop, codes_of(data)) for (start, stop), data in zip(footer["segments"], codes, strict=True)
         ),
         footer["depth"],
+        filed=count,
+        mapping=cast("mmap.mmap", vectors.base),
     )
     rows.norms[:count] = np.frombuffer(norms, dtype=np.float32)
     rows.alive[:count] = np.frombuffer(alive, dtype=bool)

@@ -112,6 +112,33 @@ def test_a_new_version_recomputes_what_depends_on_it(docs: sd.Collection[Any], s
         docs.models.rollback("length", 9)
 
 
+def test_how_an_index_is_kept(findable: sd.Collection[Any]) -> None:
+    docs = findable
+    docs.create_semantic_index("scanned", ["words"], ["text"], index=sd.IndexOptions(kind="scan", compact=True))
+    assert docs.semantic_indexes["scanned"]["index"] == {"kind": "scan", "compact": True}
+    assert not docs.create_semantic_index("meaning", ["words"], ["text"], index=sd.IndexOptions())  # the default
+    assert docs.semantic_indexes.versions("meaning") == [1]
+    docs.create_measure("mine", double)
+    for index in (sd.IndexOptions(kind="scan"), sd.IndexOptions(compact=True), sd.IndexOptions(depth=50)):
+        with pytest.raises(InvalidInputError, match="'mine' is your own"):
+            docs.create_semantic_index("own", ["words"], ["text"], "mine", index=index)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kind": "graph"}, "kind='graph'.*auto, exact, scan"),
+        ({"depth": 1}, "depth=1.*from 10 to 10000"),
+        ({"depth": True}, "depth=True"),
+        ({"compact": 1}, "compact=1"),
+        ({"kind": "exact", "compact": True}, "don't combine"),
+    ],
+)
+def test_options_of_an_index_that_make_no_sense(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        sd.IndexOptions(**options)
+
+
 def test_what_is_used_is_not_deleted(findable: sd.Collection[Any]) -> None:
     docs = findable
     docs.create_measure("mine", lambda queries, vectors: queries @ vectors.T)
@@ -185,6 +212,7 @@ def test_bad_names_are_refused_and_nothing_is_written(client: sd.Client[Any], da
         (lambda docs: docs.create_semantic_index("i", [], []), "one length"),
         (lambda docs: docs.create_semantic_index("i", "m", "k"), "one length"),
         (lambda docs: docs.create_semantic_index("i", ["length"], ["a", "b"]), "one length"),
+        (lambda docs: docs.create_semantic_index("i", ["length"], ["a"], index={"kind": "scan"}), "sd.IndexOptions"),
     ],
 )
 def test_bad_input_is_refused_and_nothing_is_written(

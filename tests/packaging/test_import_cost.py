@@ -38,6 +38,7 @@ PUBLIC = [
     "Config",
     "Cursor",
     "Database",
+    "IndexOptions",
     "ItemError",
     "Job",
     "Jobs",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,7 +19,7 @@ from pymongo.database import Database
 from superduper_nb.components import ComponentStore
 from superduper_nb.documents.arrays import Vector
 from superduper_nb.errors import SuperduperError
-from superduper_nb.search import SearchEngine, SearchReply, SearchRequest
+from superduper_nb.search import IndexOptions, SearchEngine, SearchReply, SearchRequest
 
 
 def packed(vector: Any) -> Binary:
@@ -28,6 +29,15 @@ def packed(vector: Any) -> Binary:
 
 def identity(x: Any) -> Any:
     return x
+
+
+def until(condition: Callable[[], Any], timeout: float = 60.0) -> Any:
+    """Wait for a condition, and return what it gave."""
+    end = time.monotonic() + timeout
+    while not (found := condition()):
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.02)
+    return found
 
 
 class Corpus:
@@ -42,7 +52,10 @@ class Corpus:
         filter: Mapping[str, Any] | None = None,
         function: Callable[[Any, Any], Any] | None = None,
         snapshots: Path | None = None,
+        index: IndexOptions | None = None,
+        **engine: Any,
     ) -> None:
+        self.engine_options = {"snapshots": snapshots, **engine}
         self.snapshots = snapshots
         self.database, self.docs, self.measure, self.function = database, database[name], measure, function
         self.filter = dict(filter or {})
@@ -51,14 +64,16 @@ class Corpus:
         self.retrain()
         if function is not None:
             self.store.put("measure", measure, {}, obj=function)
-        definition = {"models": ["m"], "keys": ["x"], "measure": measure, "filter": self.filter}
+        definition: dict[str, Any] = {"models": ["m"], "keys": ["x"], "measure": measure, "filter": self.filter}
+        if index is not None:
+            definition["index"] = index.definition()
         self.store.put("semantic_index", "near", definition, collection=name)
         self.pending = 0
         self.queries: list[tuple[str, int | None]] = []
         self.engine = self._started()
 
     def _started(self) -> SearchEngine:
-        return SearchEngine(self.database.client, self._encode, lambda *_: self.pending, snapshots=self.snapshots)
+        return SearchEngine(self.database.client, self._encode, lambda *_: self.pending, **self.engine_options)
 
     def restart(self) -> None:
         """End the engine, as the notebook server does, and start another."""
@@ -172,4 +187,4 @@ def corpus(database: Database[dict[str, Any]], home: Any) -> Iterator[Callable[.
         yield make
 
 
-__all__ = ["Corpus", "SuperduperError", "assert_equal", "packed"]
+__all__ = ["Corpus", "SuperduperError", "assert_equal", "packed", "until"]

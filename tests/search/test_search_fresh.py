@@ -16,16 +16,7 @@ from pymongo.errors import PyMongoError
 
 from superduper_nb.cluster.mongod import Mongod, connect_options
 from superduper_nb.search.live import LiveIndex
-from tests.search.conftest import Corpus, packed
-
-
-def until(condition: Callable[[], Any], timeout: float = 60.0) -> Any:
-    """Wait for a condition, and return what it gave."""
-    end = time.monotonic() + timeout
-    while not (found := condition()):
-        assert time.monotonic() < end, "it did not come about"
-        time.sleep(0.02)
-    return found
+from tests.search.conftest import Corpus, packed, until
 
 
 def test_a_search_sees_every_write_before_it(corpus: Any) -> None:

@@ -14,13 +14,18 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from pymongo import MongoClient
 
-from superduper_nb.search import keeper
+from superduper_nb.search import IndexOptions, coding, keeper
 from tests.search.conftest import Corpus
 
 ids = st.one_of(st.integers(0, 12), st.sampled_from(["a", "b", 1.5, None, True]))
 vectors = st.lists(st.integers(-3, 3).map(float), min_size=3, max_size=3)
 prices = st.integers(0, 3)
-measures = st.sampled_from(["cosine", "dot", "l2"])
+KINDS = {
+    "cosine": IndexOptions(kind="scan", depth=10_000),  # so deep that nothing is missed
+    "dot": IndexOptions(kind="exact"),
+    "l2": IndexOptions(compact=True, depth=10_000),
+}
+measures = st.sampled_from(list(KINDS))
 
 
 class Writes(RuleBasedStateMachine):
@@ -33,8 +38,8 @@ class Writes(RuleBasedStateMachine):
         super().__init__()
         self.name = f"test_{uuid4().hex[:12]}"
         self.corpora = {
-            measure: Corpus(self.connect()[self.name], measure, name=measure, snapshots=self.folder)
-            for measure in ("cosine", "dot", "l2")
+            measure: Corpus(self.connect()[self.name], measure, name=measure, snapshots=self.folder, index=index)
+            for measure, index in KINDS.items()
         }
 
     def teardown(self) -> None:
@@ -96,6 +101,7 @@ class Writes(RuleBasedStateMachine):
 def test_any_sequence_of_writes(mongo_uri: str, home: Any, database: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"_WORTH": 1, "_CHANGED_AT_CLOSE": 1}.items():
         monkeypatch.setattr(keeper, name, value)  # a snapshot of anything, at almost every restart
+    monkeypatch.setattr(coding, "_TAIL", 4)
     Writes.folder = home / "indexes"
     Writes.connect = staticmethod(lambda: database.client)
     run_state_machine_as_test(

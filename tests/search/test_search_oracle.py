@@ -13,8 +13,10 @@ from bson.binary import Binary
 from bson.max_key import MaxKey
 from bson.min_key import MinKey
 
+from superduper_nb.search import IndexOptions
 from superduper_nb.search.ids import id_key, sort_key
-from tests.search.conftest import Corpus, packed
+from superduper_nb.search.measures import BUILTIN
+from tests.search.conftest import Corpus, packed, until
 
 
 def softmin(queries: Any, vectors: Any) -> Any:
@@ -25,8 +27,13 @@ def softmin(queries: Any, vectors: Any) -> Any:
 MEASURES = ["cosine", "dot", "l2", "chebyshev"]
 
 
-def filled(corpus: Any, measure: str, rows: int = 3000, d: int = 16, seed: int = 0) -> tuple[Corpus, Any]:
-    made = corpus(measure, function=softmin if measure == "chebyshev" else None)
+KINDS = {"scan": IndexOptions(kind="scan"), "compact": IndexOptions(compact=True)}
+
+
+def filled(
+    corpus: Any, measure: str, rows: int = 3000, d: int = 16, seed: int = 0, index: IndexOptions | None = None
+) -> tuple[Corpus, Any]:
+    made = corpus(measure, function=softmin if measure == "chebyshev" else None, index=index)
     random = np.random.default_rng(seed)
     vectors = random.standard_normal((rows, d)).astype(np.float32)
     vectors[rows // 2 : rows // 2 + 50] = vectors[:50]  # ties
@@ -40,6 +47,23 @@ def test_search_equals_brute_force(corpus: Any, measure: str) -> None:
     for n in (1, 7, 100):
         made.check(random.standard_normal(16), n)
         made.check(random.standard_normal(16), n, exact=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("measure", BUILTIN)
+def test_every_kind_equals_brute_force(corpus: Any, measure: str, kind: str) -> None:
+    made, random = filled(corpus, measure, index=KINDS[kind])
+    until(lambda: made.ask([1.0] * 16).strategy == "scan")
+    for matching in (3000, 1500, 30, 3):
+        filter = {"n": {"$lt": matching}} if matching < 3000 else None
+        for n in (7, 100):
+            made.check(random.standard_normal(16), n, filter)
+            made.check(random.standard_normal(16), n, filter, exact=True)
+    made.docs.delete_many({"even": True})
+    made.compute({1: random.standard_normal(16)})
+    made.check(random.standard_normal(16), 10)
+    found = made.ask(vector=random.standard_normal((20, 16)).tolist(), n=5)
+    assert len(found.ids) == 20
 
 
 @pytest.mark.parametrize("measure", MEASURES)

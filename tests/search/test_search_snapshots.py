@@ -18,13 +18,13 @@ import pytest
 from bson import CodecOptions, Int64, ObjectId
 from bson.binary import Binary
 
-from superduper_nb.search import index as index_module
+from superduper_nb.search import coding
 from superduper_nb.search import keeper as keeper_module
 from superduper_nb.search.index import VectorIndex
 from superduper_nb.search.live import LiveIndex
 from superduper_nb.search.measures import Measure
 from superduper_nb.search.snapshots import BadSnapshotError, Snapshot, read_snapshot, write_snapshot
-from tests.search.conftest import Corpus
+from tests.search.conftest import Corpus, until
 
 OPTIONS: Any = CodecOptions()
 IDENTITY = {"of": "this"}
@@ -160,10 +160,7 @@ def test_a_place_in_the_stream_that_is_forgotten(
 
 
 def test_it_is_written_in_the_background_once_loaded(made: Corpus) -> None:
-    end = time.monotonic() + 30
-    while made.describe()["snapshot"] != "written":
-        assert time.monotonic() < end
-        time.sleep(0.02)
+    until(lambda: made.describe()["snapshot"] == "written")
     assert file_of(made).stat().st_size > 0
 
 
@@ -196,8 +193,8 @@ def test_refresh_does_not_believe_the_snapshot(made: Corpus, loads: list[str]) -
 
 
 def filled(monkeypatch: pytest.MonkeyPatch, seed: int = 0) -> VectorIndex:
-    monkeypatch.setattr(index_module, "_SCAN_FROM", 1)
-    monkeypatch.setattr(index_module, "_TAIL", 500)
+    monkeypatch.setattr(coding, "_SCAN_FROM", 1)
+    monkeypatch.setattr(coding, "_TAIL", 500)
     index = VectorIndex(Measure("cosine"))
     index.put(list(range(1200)), vectors(1200, seed=seed))
     index.settle()
@@ -220,7 +217,7 @@ def test_a_file_gives_the_same_index(tmp_path: Path, monkeypatch: pytest.MonkeyP
     index = filled(monkeypatch)
     write(tmp_path / "a", index)
     found = read_snapshot(tmp_path / "a", IDENTITY, OPTIONS)
-    again = VectorIndex.of(Measure("cosine"), found.rows)
+    again = VectorIndex(Measure("cosine"), rows=found.rows)
     assert (found.skipped, found.token, found.stamp) == ([1, "b"], {"_data": "82"}, "s")
     assert answers(again) == answers(index)
     assert again.kind == index.kind
@@ -228,7 +225,7 @@ def test_a_file_gives_the_same_index(tmp_path: Path, monkeypatch: pytest.MonkeyP
         each.put(list(range(5000, 6000)), vectors(1000, seed=6))
         each.remove(list(range(100)))
     assert answers(again) == answers(index)
-    assert answers(VectorIndex.of(Measure("cosine"), read_snapshot(tmp_path / "a", IDENTITY, OPTIONS).rows))
+    assert answers(VectorIndex(Measure("cosine"), rows=read_snapshot(tmp_path / "a", IDENTITY, OPTIONS).rows))
 
 
 def test_damage_anywhere_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,7 +250,7 @@ def test_damage_anywhere_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         except BadSnapshotError:
             refused += 1
         else:  # what was hit is padding, or room for rows to come
-            assert answers(VectorIndex.of(Measure("cosine"), found.rows)) == right
+            assert answers(VectorIndex(Measure("cosine"), rows=found.rows)) == right
     assert refused > 0.6 * len(damages)
 
 
@@ -289,4 +286,4 @@ def test_kill_while_it_is_written_leaves_a_whole_one_or_none(tmp_path: Path, mon
         process.stdout.close()
         if path.exists():
             found = read_snapshot(path, IDENTITY, OPTIONS)
-            assert answers(VectorIndex.of(Measure("cosine"), found.rows)) == expected[found.stamp]
+            assert answers(VectorIndex(Measure("cosine"), rows=found.rows)) == expected[found.stamp]

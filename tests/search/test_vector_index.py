@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
+from bson import ObjectId
 
-from superduper_nb.search import index as module
-from superduper_nb.search import scan
+from superduper_nb.search import coding, scan
 from superduper_nb.search.index import VectorIndex
 from superduper_nb.search.measures import Measure
+from superduper_nb.search.options import IndexOptions
 
 pytest.importorskip("turbovec")
 
@@ -26,9 +30,9 @@ def rows(n: int, d: int = 64, seed: int = 0) -> np.ndarray:
 @pytest.fixture
 def coded(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Make codes worth it for small indexes."""
-    monkeypatch.setattr(module, "_SCAN_FROM", 1)
-    monkeypatch.setattr(module, "_TAIL", 1000)
-    monkeypatch.setattr(module, "_SEGMENT", 8000)
+    monkeypatch.setattr(coding, "_SCAN_FROM", 1)
+    monkeypatch.setattr(coding, "_TAIL", 1000)
+    monkeypatch.setattr(coding, "_SEGMENT", 8000)
 
     def make(measure: str, vectors: np.ndarray, step: int = 1000) -> VectorIndex:
         index = VectorIndex(Measure(measure))
@@ -45,7 +49,7 @@ def recall(index: VectorIndex, queries: np.ndarray, n: int = 10, **options: Any)
     return float(np.mean(same))
 
 
-@pytest.mark.parametrize("measure", ["cosine", "dot"])
+@pytest.mark.parametrize("measure", ["cosine", "dot", "l2"])
 @pytest.mark.parametrize("d", [64, 61])
 def test_codes_find_what_the_exact_search_finds(coded: Any, measure: str, d: int) -> None:
     index = coded(measure, rows(20_000, d))
@@ -84,12 +88,44 @@ def test_tight_clusters_are_searched_deeper_or_exactly(coded: Any) -> None:
     assert recall(index, centres + 0.01) >= 0.99
 
 
-def test_l2_and_measures_of_the_users_own_are_exact(coded: Any) -> None:
-    assert coded("l2", rows(5000)).kind == "exact"
+@pytest.mark.parametrize("spread", [0.0, 0.3, 1.0])
+def test_codes_for_l2_do_with_vectors_far_from_the_origin_and_of_any_length(coded: Any, spread: float) -> None:
+    lengths = np.random.default_rng(2).lognormal(0, spread, (10_000, 1))
+    index = coded("l2", rows(10_000) * lengths + 1000)
+    assert index.kind == "scan"
+    assert recall(index, rows(40, seed=3) + 1000) >= 0.995
+
+
+def test_measures_of_the_users_own_are_exact() -> None:
+    index = VectorIndex(Measure("own", lambda queries, vectors: -np.abs(queries[:, None] - vectors).sum(axis=2)))
+    index.put(range(5000), rows(5000))
+    index.settle()
+    assert index.kind == "exact"
+
+
+@pytest.mark.parametrize("measure", ["cosine", "dot", "l2"])
+def test_a_kind_that_is_asked_for(measure: str) -> None:
+    vectors = rows(5000)
+    found = {}
+    for kind in ("exact", "scan", "auto"):
+        index = VectorIndex(Measure(measure), IndexOptions(kind=kind))
+        index.put(range(5000), vectors)
+        index.settle()
+        assert index.kind == index.search(vectors[3], 10).kind == ("scan" if kind == "scan" else "exact")
+        found[kind] = [index.search(query, 10).ids for query in rows(20, seed=1)]
+        assert len(index.search(vectors[3], 5000).ids) == 5000
+    assert found["scan"] == found["exact"] == found["auto"]
+
+
+def test_a_depth_that_is_asked_for(coded: Any) -> None:
+    index = VectorIndex(Measure("cosine"), IndexOptions(kind="scan", depth=200))
+    index.put(range(5000), rows(5000))
+    index.settle()
+    assert index.search(rows(1, seed=1)[0], 10).candidates >= 200
 
 
 def test_without_turbovec_search_is_exact(coded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "encoder", lambda measure: None)
+    monkeypatch.setattr(coding, "encoder", lambda measure: None)
     index = coded("cosine", rows(5000))
     assert index.kind == "exact"
     assert len(index.search(rows(1)[0], 10).ids) == 10
@@ -107,9 +143,31 @@ def test_segments_are_merged_and_follow_a_move(coded: Any) -> None:
     assert recall(index, rows(30, seed=5)) >= 0.99
 
 
-def test_memory_is_at_most_half_more_than_the_vectors(coded: Any) -> None:
-    index = coded("cosine", rows(20_000))
-    assert index.nbytes <= 1.5 * 20_000 * 64 * 4
+@pytest.mark.parametrize("kind", ["exact", "scan"])
+def test_memory_is_at_most_half_more_than_the_vectors(kind: Any) -> None:
+    index = VectorIndex(Measure("cosine"), IndexOptions(kind=kind))
+    for start in range(0, 20_000, 2500):
+        index.put([ObjectId() for _ in range(2500)], rows(2500, 128, seed=start))
+    index.settle()
+    assert index.kind == kind
+    assert index.nbytes <= 1.5 * 20_000 * 128 * 4
+    assert index.nbytes == sum(index.memory.values())
+
+
+def test_a_compact_one_answers_alike_and_holds_codes_only(tmp_path: Path) -> None:
+    vectors, held = rows(40_000, 256), psutil.Process().memory_info
+    index, before = VectorIndex(Measure("l2"), IndexOptions(compact=True), folder=tmp_path), held()
+    index.put(range(20_000), vectors[:20_000])
+    index.put(range(20_000, 40_000), vectors[20_000:])  # more room is needed
+    index.remove(range(0, 40_000, 9))
+    index.settle()
+    assert index.memory["vectors"] + index.memory["codes"] < 0.2 * vectors.nbytes
+    if sys.platform == "linux":
+        assert held().shared - before.shared < 0.2 * vectors.nbytes  # pages of files
+    assert index.kind == "scan"
+    assert recall(index, rows(20, 256, seed=1)) == 1
+    assert index.search(vectors[5], 3, among=[5, 7, 9]).ids[0] == 5
+    assert not list(tmp_path.iterdir())  # the file has no name: whatever happens, nothing is left of it
 
 
 def test_changes_beside_searches(coded: Any) -> None:
