@@ -145,7 +145,14 @@ class _Engines:
         live = {entry["model"]: entry for entry in self._models.loaded() if entry["database"] == database}
         known = Loader(self.client[database]).store.current("model")
         return [
-            {"id": model.id, "version": model.version, **model.definition, **live.get(model.id, {})} for model in known
+            {
+                "id": model.id,
+                "version": model.version,
+                **model.definition,
+                **(model.notes or {}),
+                **live.get(model.id, {}),
+            }
+            for model in known
         ]
 
     def model_figures(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:

@@ -10,16 +10,19 @@ import pymongo.database
 from pymongo.typings import _DocumentType
 
 from superduper_nb.client.jobs import JobList, Jobs
+from superduper_nb.client.optimizing import examples_for, measured
 from superduper_nb.client.registered import Registered
 from superduper_nb.components.store import Kind, check_identifier
 from superduper_nb.errors import InvalidInputError, did_you_mean
 from superduper_nb.models.apply import check_batch_size, check_model
+from superduper_nb.models.optimize import check_optimize
 from superduper_nb.models.signature import signature
 
 if TYPE_CHECKING:
     from superduper_nb.client.client import Client
     from superduper_nb.client.collection import Collection
     from superduper_nb.client.workspace import Workspace
+    from superduper_nb.models.optimize import Optimize
     from superduper_nb.serving import Errors
 
 __all__ = ["Database"]
@@ -79,6 +82,8 @@ class Database(pymongo.database.Database[_DocumentType]):
         type: str | None = None,
         batch_size: int | None = None,
         device: str = "auto",
+        optimize: Optimize | None = None,
+        examples: Sequence[Any] | None = None,
     ) -> Jobs:
         """Register a model; a new version of it where the name is taken by one with other content.
 
@@ -96,6 +101,12 @@ class Database(pymongo.database.Database[_DocumentType]):
             Inputs a batch.
         device : str, default "auto"
             A torch device; "auto" takes the GPU where there is one.
+        optimize : {"compile", "int8", "bf16"}, optional
+            Apply a quicker variant of a torch module, wherever it runs: compiled (needs a C++ compiler there), with
+            weights of 8 bits (needs the extra ``int8``), or in bfloat16. It is compared with the plain model first:
+            ``models.describe(id)["optimized"]`` says how far its outputs are from those.
+        examples : list, optional
+            With `optimize`: inputs to compare by. Default: of documents that a watcher applies the model to.
 
         Returns
         -------
@@ -105,7 +116,7 @@ class Database(pymongo.database.Database[_DocumentType]):
         Raises
         ------
         InvalidInputError
-            A bad name, an unknown type, an object that is no model or can't be stored.
+            A bad name, an unknown type, an object that is no model or can't be stored; there is no such variant of it.
         """
         check_identifier("A model", id)
         check_model(obj)
@@ -114,11 +125,18 @@ class Database(pymongo.database.Database[_DocumentType]):
         if type is not None and type not in known:
             raise InvalidInputError(f"No type is called {type!r}.{did_you_mean(type, known)}")
         check_batch_size(batch_size)
-        bundle = {"object": obj, "preprocess": preprocess, "postprocess": postprocess}
+        if examples is not None and optimize is None:
+            raise InvalidInputError("examples= are what optimize= compares by: give both, or neither.")
+        steps = {"preprocess": preprocess, "postprocess": postprocess}
+        bundle: dict[str, Any] = {"object": obj, **steps}
         definition: dict[str, Any] = {"type": type, "batch_size": batch_size, "device": device}
-        if known_types := signature(obj, preprocess, postprocess):
-            definition["signature"] = known_types
-        model, new = workspace.store.put("model", id, definition, obj=bundle)
+        notes: dict[str, Any] = {"signature": signature(obj, preprocess, postprocess)}
+        if optimize is not None:
+            check_optimize(obj, optimize)
+            definition["optimize"], bundle["examples"] = optimize, examples_for(workspace, id, examples)
+            options = {**steps, "batch_size": batch_size, "device": device}
+            notes["optimized"] = measured(obj, optimize, bundle["examples"], **options)
+        model, new = workspace.store.put("model", id, definition, obj=bundle, notes=notes)
         workspace.changed()
         return workspace.started(workspace.backfill(workspace.dependents(model)) if new and model.version > 1 else {})
 

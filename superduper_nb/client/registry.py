@@ -77,6 +77,7 @@ class Registry(Mapping[str, Any]):
             "version": component.version,
             "created": component.created,
             **component.definition,
+            **(component.notes or {}),
             **size,
             "used_by": self._users(id),
         }
@@ -137,7 +138,9 @@ class Registry(Mapping[str, Any]):
         older = store.get(self._kind, id, collection=self._collection, version=version)
         obj = None if older.artifact is None else workspace.loader.object(older)
         origin = {"base": older.base, "by": None}
-        new, made = store.put(self._kind, id, older.definition, collection=self._collection, obj=obj, origin=origin)
+        new, made = store.put(
+            self._kind, id, older.definition, collection=self._collection, obj=obj, origin=origin, notes=older.notes
+        )
         workspace.changed()
         if made and new.kind == "neighbourhood":
             return workspace.started(workspace.revise(self._collection, [id]))

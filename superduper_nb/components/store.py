@@ -96,6 +96,7 @@ class Component:
     hash: str
     created: datetime
     origin: dict[str, Any] | None = None
+    notes: dict[str, Any] | None = None
 
     @property
     def base(self) -> str:
@@ -112,7 +113,7 @@ class Component:
         """Build one from its document."""
         fields = {name: record[name] for name in ("kind", "id", "collection", "version", "artifact", "hash", "created")}
         definition = json_util.loads(record["definition"])
-        return cls(definition=definition, origin=record.get("origin"), **fields)
+        return cls(definition=definition, origin=record.get("origin"), notes=record.get("notes"), **fields)
 
 
 class ComponentStore:
@@ -137,6 +138,7 @@ class ComponentStore:
         collection: str = "",
         obj: Any = None,
         origin: dict[str, Any] | None = None,
+        notes: dict[str, Any] | None = None,
     ) -> tuple[Component, bool]:
         """Register a version, unless the current one has the same content, or was made of this one by training.
 
@@ -144,6 +146,8 @@ class ComponentStore:
         ----------
         origin : dict, optional
             Of a version that no user registers just now (see `Component`): only the same content is no new version.
+        notes : dict, optional
+            Kept with a new version, whose content it is no part of.
 
         Returns
         -------
@@ -159,7 +163,8 @@ class ComponentStore:
             return current, False
         data = None if obj is None else artifacts.dumps(obj, what=f"The {kind} {id!r}")
         header = None if data is None else artifacts.save(self.database, data)
-        made, new = self._insert(kind, id, collection, text, header, digest, origin)
+        extra = {name: value for name, value in (("origin", origin), ("notes", notes)) if value is not None}
+        made, new = self._insert(kind, id, collection, text, header, digest, extra)
         if data is not None:
             artifacts.save(
                 self.database, data
@@ -174,12 +179,12 @@ class ComponentStore:
         text: str,
         header: dict[str, Any] | None,
         digest: str,
-        origin: dict[str, Any] | None,
+        extra: dict[str, Any],
     ) -> tuple[Component, bool]:
         self._records.create_index([("kind", 1), ("collection", 1), ("id", 1), ("version", -1)], unique=True)
         while True:
             current = self.find(kind, id, collection=collection)
-            if current and _is_current(current, digest, origin):
+            if current and _is_current(current, digest, extra.get("origin")):
                 return current, False
             identity = {
                 "kind": kind,
@@ -193,7 +198,7 @@ class ComponentStore:
                 "artifact": header and artifacts.seal(identity, header),
                 "hash": digest,
                 "created": datetime.now(UTC),
-                **({} if origin is None else {"origin": origin}),
+                **extra,
             }
             try:
                 self._records.insert_one(record)

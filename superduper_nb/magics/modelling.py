@@ -23,7 +23,7 @@ def model(call: Call) -> Any:
     scope = dict(call.names) if call.scope is None else call.scope
     made = _made(call.cell, scope)
     obj = made() if isinstance(made, type) else made
-    options = {name: getattr(call.args, name) for name in ("type", "batch_size", "device")}
+    options = {name: getattr(call.args, name) for name in ("type", "batch_size", "device", "optimize")}
     given = {name: value for name, value in options.items() if value is not None}
     database = call.database
     jobs = database.create_model(call.args.id, obj, **given)
@@ -79,6 +79,7 @@ def _model_options(parser: Parser) -> None:
     )
     parser.add_argument("--batch-size", type=int, metavar="N", help="inputs a batch")
     parser.add_argument("--device", metavar="DEVICE", help="a torch device; default: the GPU where there is one")
+    parser.add_argument("--optimize", metavar="HOW", help="a quicker variant: compile, int8 or bf16")
 
 
 def _predict_options(parser: Parser) -> None:

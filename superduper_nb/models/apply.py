@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from superduper_nb.errors import InvalidInputError, ModelError
 from superduper_nb.models import batches
+from superduper_nb.models.optimize import Optimize, check_optimize, optimized
 
 __all__ = ["DEFAULT_BATCH_SIZE", "ItemError", "Predictor", "check_batch_size", "check_model"]
 
@@ -79,6 +80,8 @@ class Predictor:
         Inputs a batch; 32 by default.
     device : str, default "auto"
         A torch device; "auto" takes the GPU where there is one.
+    optimize : {"compile", "int8", "bf16"}, optional
+        Apply a quicker variant of the module (see `superduper_nb.models.optimize`).
 
     Notes
     -----
@@ -97,15 +100,18 @@ class Predictor:
         postprocess: Step | None = None,
         batch_size: int | None = None,
         device: str = "auto",
+        optimize: Optimize | None = None,
     ) -> None:
         check_model(obj)
         check_batch_size(batch_size)
-        self.obj = obj
+        if optimize is not None:
+            check_optimize(obj, optimize)
         self.batch_size = batch_size or DEFAULT_BATCH_SIZE
-        self.preprocess: Step | None = preprocess or getattr(obj, "preprocess", None)
-        self.postprocess: Step | None = postprocess or getattr(obj, "postprocess", None)
         self._device = batches.place(obj, device) if _is_module(obj) else None
         self.streams = _yields(obj)
+        self.obj = obj if optimize is None else optimized(obj, optimize)
+        self.preprocess: Step | None = preprocess or getattr(self.obj, "preprocess", None)
+        self.postprocess: Step | None = postprocess or getattr(self.obj, "postprocess", None)
 
     def predict(self, x: Any) -> Any:
         """Return the model's output for one input.
@@ -159,6 +165,19 @@ class Predictor:
             for i, row in zip(positions, rows, strict=True):
                 results[i] = row if isinstance(row, ItemError) else _guard(self.postprocess, row)
         return results
+
+    def warm_up(self, examples: Sequence[Any]) -> None:
+        """Apply it to one input and to two, so that nothing has to be compiled when the first request comes.
+
+        Raises
+        ------
+        ModelError
+            It fails on them.
+        """
+        for count in (2, 1):  # torch compiles a batch of one by itself
+            for output in self.predict_many([*examples, *examples][:count]):
+                if isinstance(output, ItemError):
+                    raise ModelError(f"The model can't be warmed up: {_first_line(output)}")
 
     def _all_pieces(self, x: Any) -> list[Any]:
         return list(self._pieces(x if self.preprocess is None else self.preprocess(x)))
@@ -215,6 +234,10 @@ class Predictor:
         import torch
 
         return torch.inference_mode()
+
+
+def _first_line(error: ItemError) -> str:
+    return str(error).splitlines()[0]
 
 
 def _guard(step: Step | None, x: Any) -> Any:

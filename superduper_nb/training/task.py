@@ -124,7 +124,8 @@ class Run:
             before = self._builder.versions[model]
             bundle = self._trainer.finished(model, self._builder.bundles[model])
             origin = {"base": before.base, "by": self._by, "run": self.id}
-            made, _ = self._loader.store.put("model", model, before.definition, obj=bundle, origin=origin)
+            notes = {"signature": (before.notes or {}).get("signature", {})}
+            made, _ = self._loader.store.put("model", model, before.definition, obj=bundle, origin=origin, notes=notes)
             versions[model] = made
         ends = {model: made.version for model, made in versions.items()}
         self._runs.finish(self.id, trained.result, ends, self._skipped.reasons)

@@ -27,6 +27,7 @@ OPTIONAL = {
     "polars",
     "pyarrow",
     "scikit-learn",
+    "torchao",
     "umap-learn",
 }
 # Part of a declared one.

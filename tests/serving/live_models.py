@@ -21,6 +21,22 @@ class Scale(torch.nn.Module):
         return batch @ (2 * torch.eye(3))
 
 
+class Letters(torch.nn.Module):
+    """Counts of letters, mixed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.mix = torch.nn.Linear(26, 4)
+
+    def preprocess(self, text: str) -> torch.Tensor:
+        return torch.tensor([float(text.count(chr(97 + i))) for i in range(26)])
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        rows: torch.Tensor = self.mix(batch)
+        return rows
+
+
 class Spell(torch.nn.Module):
     """Yields a batch of one letter for each step."""
 

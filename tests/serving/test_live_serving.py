@@ -312,7 +312,7 @@ class TestDocs:
         assert "event: end" in stream
 
     def test_python(self, live: Live, docs: Any) -> None:
-        (block,) = self.blocks("python")
+        block, variants = self.blocks("python")
         plain = [line for line in block.splitlines() if line and "await" not in line]
         docs.create_model("minilm", live_models.length)
         docs.create_model("writer", live_models.count)
@@ -321,6 +321,10 @@ class TestDocs:
             docs.create_model("minilm", live_models.length)
         code = "\n".join(plain).replace('"Once upon"', "3")
         exec(code, {"docs": docs, "texts": ["a", "b"], "print": lambda *args, **options: None})
+        exec(variants, {"docs": docs, "encoder": live_models.Letters()})
+        assert 0 < row_of(live, "minilm")["optimized"]["max_difference"] < 0.05
+        expected = Predictor(live_models.Letters(), optimize="bf16").predict("warm")
+        np.testing.assert_array_equal(docs.predict("minilm", "warm"), expected.numpy())  # the variant is what is served
 
 
 def test_killed_and_swapped_under_load_every_request_is_answered(live: Live, docs: Any) -> None:
