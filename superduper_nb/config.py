@@ -91,6 +91,12 @@ class Address(_Section):
         return f"http://{_join(self.host, self.port or 8888)}/" if self.host or self.port else None
 
 
+class SearchConfig(Address):
+    """Linear algebra, and the memory that its indexes may take, all together: beyond, the least used one goes out."""
+
+    memory_gb: float | None = Field(default=None, gt=0)
+
+
 class ModelServerConfig(Address):
     """The model server: processes that run models, and the memory that these may hold models in, all together."""
 
@@ -181,7 +187,7 @@ class Config(BaseSettings):
     remote
         None: the own notebook server if there is one; True: there must be one; False: everything in this process.
     mongodb, jobs, linear_algebra, model_server
-        Where each part runs.
+        Where each part runs, and how much of the machine it may take.
     downloads
         What content may be fetched from where.
     redis
@@ -204,7 +210,7 @@ class Config(BaseSettings):
     remote: bool | None = None
     mongodb: MongoConfig = MongoConfig()
     jobs: JobsConfig = JobsConfig()
-    linear_algebra: Address = Address()
+    linear_algebra: SearchConfig = SearchConfig()
     model_server: ModelServerConfig = ModelServerConfig()
     downloads: DownloadsConfig = DownloadsConfig()
     redis: dict[str, Any] | None = Field(default=None, repr=False)

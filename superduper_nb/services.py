@@ -22,7 +22,7 @@ from superduper_nb.cluster.dask import DaskPool
 from superduper_nb.cluster.mongod import Mongod, connect_options, knock, wrap_uri_errors
 from superduper_nb.components.store import COLLECTION as COMPONENTS
 from superduper_nb.components.store import ComponentStore
-from superduper_nb.config import Config, DownloadsConfig
+from superduper_nb.config import Config, DownloadsConfig, SearchConfig
 from superduper_nb.documents.download import DownloadPolicy
 from superduper_nb.errors import ModelError, SuperduperError
 from superduper_nb.jobs.dispatcher import Dispatcher
@@ -89,9 +89,18 @@ class _Engines:
 
     mode: str
 
-    def __init__(self, client: MongoClient[Any], models: ModelServer | InProcessModels) -> None:
+    def __init__(
+        self, client: MongoClient[Any], models: ModelServer | InProcessModels, search: SearchConfig | None = None
+    ) -> None:
         self.client, self._models = client, models
-        self._search = SearchEngine(client, self._encode, self._pending, snapshots=default_folder())
+        memory = search and search.memory_gb
+        self._search = SearchEngine(
+            client,
+            self._encode,
+            self._pending,
+            snapshots=default_folder(),
+            memory=int(memory * 2**30) if memory else None,
+        )
 
     def status(self) -> dict[str, Any]:
         """Say where each component runs, in which version and state."""
@@ -103,10 +112,14 @@ class _Engines:
             "components": {
                 "mongodb": self._mongodb_status(),
                 "jobs": self._jobs_status(),
-                "linear_algebra": {"state": "running", "where": "this process", "indexes": len(self._search.indexes())},
+                "linear_algebra": self._search_status(),
                 "model_server": {**self._models.status(), "models": len(models)},
             },
         }
+
+    def _search_status(self) -> dict[str, Any]:
+        indexes = len(self._search.indexes())
+        return {"state": "running", "where": "this process", "indexes": indexes, "bytes": self._search.nbytes}
 
     def _mongodb_status(self) -> dict[str, Any]:
         host, port = self.client.address or ("?", "?")
@@ -206,16 +219,17 @@ class InProcessServices(_Engines):
     ----------
     client : pymongo.MongoClient
         Where documents, components and jobs are.
-    downloads : DownloadsConfig, optional
-        What content may be fetched from where.
+    config : Config, optional
+        What content may be fetched from where, how much memory indexes may take; default: the defaults.
     """
 
     mode = "in one process"
 
-    def __init__(self, client: MongoClient[Any], downloads: DownloadsConfig | None = None) -> None:
+    def __init__(self, client: MongoClient[Any], config: Config | None = None) -> None:
+        downloads, search = (config.downloads, config.linear_algebra) if config else (DownloadsConfig(), None)
         self._loaders: dict[str, Loader] = {}
-        self._downloads = DownloadPolicy(**(downloads or DownloadsConfig()).values())
-        super().__init__(client, InProcessModels(self._load, self._current))
+        self._downloads = DownloadPolicy(**downloads.values())
+        super().__init__(client, InProcessModels(self._load, self._current), search)
 
     def notify(self, database: str, jobs: Collection[str]) -> None:
         """Run these jobs, and return when they have ended."""
@@ -272,7 +286,7 @@ class LocalServices(_Engines):
                 undo.callback(client.close)
                 knock(client)
             models = _model_server(config, self.mongo_uri, loop)
-            super().__init__(client, models)
+            super().__init__(client, models, config.linear_algebra)
             undo.callback(super().close)
             self._pool = _pool(config, self.mongo_uri)
             undo.callback(self._pool.close)

@@ -112,7 +112,7 @@ def _in_process(settings: Config) -> Client[dict[str, Any]]:
             client: Client[dict[str, Any]] = Client(uri, **connect_options())
             knock(client)
         client._use(
-            InProcessServices(client._records, settings.downloads),
+            InProcessServices(client._records, settings),
             "no notebook server: everything runs in this process",
             settings,
             undo.pop_all().close,

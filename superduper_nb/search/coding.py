@@ -20,6 +20,9 @@ _TAIL: Final = 2048
 _SEGMENT: Final = 131_072
 """Rows a segment, at most: it is made anew as a whole, which takes about 3 µs a row."""
 
+Current = Callable[[], Rows | None]
+"""Returns the rows of the moment."""
+
 
 class Coder:
     """Keeps the rows of an index coded, but for a short tail.
@@ -32,14 +35,14 @@ class Coder:
         From when, and how deep they are searched.
     lock : threading.Lock
         The index's.
-    rows : callable
-        Returns its rows of the moment; called with the lock held.
+
+    Notes
+    -----
+    The index is not held, only asked for its rows (with the lock held): it would be freed late, as a part of a cycle.
     """
 
-    def __init__(
-        self, measure: Measure, options: IndexOptions, lock: threading.Lock, rows: Callable[[], Rows | None]
-    ) -> None:
-        self._measure, self._options, self._lock, self._rows = measure, options, lock, rows
+    def __init__(self, measure: Measure, options: IndexOptions, lock: threading.Lock) -> None:
+        self._measure, self._options, self._lock = measure, options, lock
         self._encode = None if options.kind == "exact" else encoder(measure)
         self._from = 0 if options.coded else _SCAN_FROM
         self._builder: threading.Thread | None = None
@@ -49,26 +52,26 @@ class Coder:
         """Codes are being made."""
         return self._builder is not None
 
-    def tend(self) -> None:
+    def tend(self, current: Current) -> None:
         """Begin, where there are many rows without codes."""
         with self._lock:
-            if self._builder is None and self._due() is not None:
-                self._builder = threading.Thread(target=self._build, name="vector codes", daemon=True)
+            if self._builder is None and self._due(current()) is not None:
+                self._builder = threading.Thread(target=self._build, args=(current,), name="vector codes", daemon=True)
                 self._builder.start()
 
-    def settle(self) -> None:
+    def settle(self, current: Current) -> None:
         """Have the codes made that are due, and wait for them."""
-        self.tend()
+        self.tend(current)
         while (builder := self._builder) is not None:
             builder.join()
 
-    def _build(self) -> None:
+    def _build(self, current: Current) -> None:
         try:
-            while (due := self._next()) is not None:
+            while (due := self._next(current)) is not None:
                 rows, start, stop = due
                 segment, depth = self._segment(rows, start, stop)
                 with self._lock:
-                    now = self._rows()
+                    now = current()
                     if now is None or now.ids is not rows.ids:
                         continue  # the rows moved to other slots meanwhile
                     kept = tuple(s for s in now.segments if s.stop <= start)
@@ -79,13 +82,12 @@ class Coder:
         finally:
             self._builder = None
 
-    def _next(self) -> tuple[Rows, int, int] | None:
+    def _next(self, current: Current) -> tuple[Rows, int, int] | None:
         with self._lock:
-            return self._due()
+            return self._due(current())
 
-    def _due(self) -> tuple[Rows, int, int] | None:
+    def _due(self, rows: Rows | None) -> tuple[Rows, int, int] | None:
         """Return which slots to make a segment of: the tail, and smaller segments before it."""
-        rows = self._rows()
         if rows is None or rows.depth is None or self._encode is None or rows.count - rows.coded < _TAIL:
             return None
         if rows.count * rows.vectors.shape[1] < self._from:

@@ -28,7 +28,7 @@ from superduper_nb.search.options import IndexOptions
 from superduper_nb.search.plan import Hints, Matching, Plan
 from superduper_nb.search.queries import QueryVectors
 from superduper_nb.search.refine import Groups
-from superduper_nb.search.shelf import Shelf
+from superduper_nb.search.shelf import Shelf, Wanted
 from superduper_nb.search.stages import Stages
 from superduper_nb.search.text import by_words
 from superduper_nb.search.together import Together
@@ -59,6 +59,8 @@ class SearchEngine:
         ``(database, collection, watcher) -> int``: documents whose outputs have still to be computed.
     snapshots : pathlib.Path, optional
         The folder of the files from which indexes start again; none by default.
+    memory : int, optional
+        Bytes that the indexes may take, all together: beyond, the least recently used goes out.
     """
 
     def __init__(
@@ -68,13 +70,14 @@ class SearchEngine:
         pending: Pending,
         *,
         snapshots: Path | None = None,
+        memory: int | None = None,
     ) -> None:
         self._client, self._encode, self._pending, self._snapshots = client, encode, pending, snapshots
         self._lock = threading.Lock()
         self._known: dict[str, Loader] = {}
         self._looks: dict[str, Together[None, None]] = {}
         """Whether something new is registered: asked once for all searches that came meanwhile."""
-        self._shelf = Shelf()
+        self._shelf = Shelf(memory)
         self._hints = Hints()
         self._counted: dict[tuple[str, str, str], tuple[Timestamp | None, float, int]] = {}
 
@@ -98,8 +101,19 @@ class SearchEngine:
         known = self._asked(request.database)
         matching = self._matching(request, stages)
         component = _chosen(known.store, request)
-        live = self._live_index(request.database, component, request.after)
-        live.wait(request.after, _LOAD_TIMEOUT_S)
+        with self._shelf.using(self._wanted(request.database, component, request.after)) as live:
+            live.wait(request.after, _LOAD_TIMEOUT_S)
+            return self._found(request, component, live, matching, stages)
+
+    def _found(
+        self,
+        request: SearchRequest,
+        component: Component,
+        live: LiveIndex,
+        matching: Matching | None,
+        stages: Stages,
+    ) -> SearchReply:
+        """Search in an index."""
         index = live.index
         with stages("encode"):
             queries = self._queries(request.database, component, live.version, index).of(request)
@@ -138,8 +152,13 @@ class SearchEngine:
     def describe(self, database: str, collection: str, id: str) -> dict[str, Any]:
         """Say how large, how fresh and in what state an index is; one that is not in memory begins to load."""
         component = self._asked(database).store.get("semantic_index", id, collection=collection)
-        live = self._live_index(database, component)
-        return _named((database, collection, id), live.describe())
+        with self._shelf.using(self._wanted(database, component)) as live:
+            return _named((database, collection, id), live.describe())
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the indexes take."""
+        return self._shelf.nbytes
 
     def refresh(self, database: str, collection: str, id: str) -> dict[str, Any]:
         """Load an index anew."""
@@ -174,7 +193,7 @@ class SearchEngine:
         look.ask(None)
         return loader
 
-    def _live_index(self, database: str, component: Component, after: Timestamp | None = None) -> LiveIndex:
+    def _wanted(self, database: str, component: Component, after: Timestamp | None = None) -> Wanted:
         known = self._known[database]
         model_id, key = component.definition["models"][0], component.definition["keys"][0]
         model = known.store.get("model", model_id)
@@ -197,7 +216,7 @@ class SearchEngine:
                 keeper=None if folder is None else Keeper(folder, collection, component.id, identity),
             )
 
-        return self._shelf.get(
+        return Wanted(
             (database, component.collection, component.id),
             definition,
             model.version,

@@ -55,7 +55,7 @@ class VectorIndex:
         self._slots = {} if rows is None else _slots(rows)
         self._rows = rows if self._slots else None
         self._scorer = Scorer(measure, self.options)
-        self._coder = Coder(measure, self.options, self._lock, lambda: self._rows)
+        self._coder = Coder(measure, self.options, self._lock)
         if rows is not None and self.options.compact:
             rows.let_go()
 
@@ -163,7 +163,7 @@ class VectorIndex:
 
     def tend(self) -> None:
         """Have codes made, in a thread, of rows that have none, where there are many; to be called after changes."""
-        self._coder.tend()
+        self._coder.tend(self._current)
 
     @property
     def tending(self) -> bool:
@@ -172,7 +172,10 @@ class VectorIndex:
 
     def settle(self) -> None:
         """Have the codes made that are due, and wait for them."""
-        self._coder.settle()
+        self._coder.settle(self._current)
+
+    def _current(self) -> Rows | None:
+        return self._rows
 
     # --- search ------------------------------------------------------------------------------------------------
 

@@ -72,8 +72,10 @@ class Corpus:
         self.queries: list[tuple[str, int | None]] = []
         self.engine = self._started()
 
-    def _started(self) -> SearchEngine:
-        return SearchEngine(self.database.client, self._encode, lambda *_: self.pending, **self.engine_options)
+    def _started(self, **options: Any) -> SearchEngine:
+        return SearchEngine(
+            self.database.client, self._encode, lambda *_: self.pending, **self.engine_options, **options
+        )
 
     def restart(self) -> None:
         """End the engine, as the notebook server does, and start another."""

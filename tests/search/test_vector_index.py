@@ -155,11 +155,11 @@ def test_memory_is_at_most_half_more_than_the_vectors(kind: Any) -> None:
 
 
 def test_a_compact_one_answers_alike_and_holds_codes_only(tmp_path: Path) -> None:
-    vectors, held = rows(40_000, 256), psutil.Process().memory_info
+    vectors, held = rows(16_000, 256), psutil.Process().memory_info
     index, before = VectorIndex(Measure("l2"), IndexOptions(compact=True), folder=tmp_path), held()
-    index.put(range(20_000), vectors[:20_000])
-    index.put(range(20_000, 40_000), vectors[20_000:])  # more room is needed
-    index.remove(range(0, 40_000, 9))
+    index.put(range(8_000), vectors[:8_000])
+    index.put(range(8_000, 16_000), vectors[8_000:])  # more room is needed
+    index.remove(range(0, 16_000, 9))
     index.settle()
     assert index.memory["vectors"] + index.memory["codes"] < 0.2 * vectors.nbytes
     if sys.platform == "linux":
