@@ -128,13 +128,34 @@ class MongoConfig(_Section):
         return address.partition("://")[2].rpartition("@")[2].partition("/")[0].partition("?")[0]
 
 
+class TlsConfig(_Section):
+    """Files of certificates for a Dask scheduler, in PEM format."""
+
+    ca_file: str
+    cert: str
+    key: str
+
+
 class JobsConfig(_Section):
-    """Which Dask: ``address`` (any scheduler address), else ``host`` and ``port``, else a cluster of our own."""
+    """Which Dask: ``address`` (any scheduler address), else ``host`` and ``port``, else a cluster of our own.
+
+    Attributes
+    ----------
+    tls
+        Certificates for that scheduler; default: those of the Dask configuration.
+    workers, max_workers, threads
+        Of our own cluster: processes at first (one a core by default) and at most, while there is work for them;
+        threads of each that compute.
+    in_flight
+        Parts of jobs under way at one time, at least; twice as many as there are threads, where that is more.
+    """
 
     host: Host | None = None
     port: Port | None = None
     address: str | None = None
+    tls: TlsConfig | None = None
     workers: int | None = Field(default=None, ge=1, le=4096)
+    max_workers: int | None = Field(default=None, ge=1, le=4096)
     threads: int = Field(default=1, ge=1, le=1024)
     in_flight: int = Field(default=8, ge=1, le=10_000)
 
@@ -143,7 +164,14 @@ class JobsConfig(_Section):
         """Address of the scheduler; None for a cluster of our own."""
         if self.address or not (self.host or self.port):
             return self.address
-        return f"tcp://{_join(self.host, self.port or 8786)}"
+        return f"{'tls' if self.tls else 'tcp'}://{_join(self.host, self.port or 8786)}"
+
+    @property
+    def certificates(self) -> dict[str, str] | None:
+        """The files by the names that Dask has for them."""
+        if self.tls is None:
+            return None
+        return {"tls_ca_file": self.tls.ca_file, "tls_client_cert": self.tls.cert, "tls_client_key": self.tls.key}
 
 
 class DownloadsConfig(_Section):

@@ -291,7 +291,7 @@ class LocalServices(_Engines):
             self._pool = _pool(config, self.mongo_uri)
             undo.callback(self._pool.close)
             self._pool.start()
-            self._dispatcher = Dispatcher(client, self._pool, in_flight=_in_flight(config), on_event=on_event)
+            self._dispatcher = Dispatcher(client, self._pool, in_flight=config.jobs.in_flight, on_event=on_event)
             undo.callback(self._dispatcher.close)
             self._dispatcher.start()
             self._follower = Follower(client, self._dispatcher.notify)
@@ -334,16 +334,13 @@ def _workers(config: Config) -> int:
     return config.jobs.workers or os.cpu_count() or 1
 
 
-def _in_flight(config: Config) -> int:
-    # Two a thread: while one is computed the next is on its way.
-    return max(config.jobs.in_flight, 2 * _workers(config) * config.jobs.threads)
-
-
 def _pool(config: Config, mongo_uri: str) -> DaskPool:
     settings = config.jobs
     environment = {"SUPERDUPER_MONGODB__URI": mongo_uri, **config.downloads.environment()}
     return DaskPool(
         address=settings.scheduler,
+        tls=settings.certificates,
+        max_workers=settings.max_workers,
         workers=_workers(config),
         threads=settings.threads,
         environment=environment,

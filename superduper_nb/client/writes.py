@@ -40,10 +40,14 @@ class Prepared(NamedTuple):
 
 def prepared(codec: Codec, documents: Sequence[Any], valid_fraction: float) -> Prepared:
     """Return copies of documents as they are to be stored; the originals get an ``_id``, as pymongo gives them."""
-    drawn = folds(len(documents), valid_fraction)
     made = Prepared([], [], set())
-    for document, fold in zip(documents, drawn, strict=True):
-        _prepare(made, codec, document, fold)
+    for document, fold in zip(documents, folds(len(documents), valid_fraction), strict=True):
+        if type(document) is dict and codec.flat(document):  # most are: what they cost is what inserting many costs
+            if "_id" not in document:
+                document["_id"] = ObjectId()
+            made.documents.append(document if "_fold" in document else {**document, "_fold": fold})
+        else:
+            _prepare(made, codec, document, fold)
     return made
 
 

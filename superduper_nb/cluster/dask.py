@@ -13,6 +13,7 @@ import threading
 from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Any, Final
 
+from superduper_nb.cluster import dask_external
 from superduper_nb.errors import ServiceError
 
 if TYPE_CHECKING:
@@ -46,10 +47,15 @@ class DaskPool:
     Parameters
     ----------
     address : str, optional
-        An external scheduler (``tls://…`` with the Dask configuration's certificates, or ``tcp://…``). Default: our
-        own, in a process of its own, over TLS, on loopback.
+        An external scheduler (``tls://…`` or ``tcp://…``). Default: our own, in a process of its own, over TLS, on
+        loopback.
+    tls : mapping of str to str, optional
+        Certificates for an external one (see `superduper_nb.cluster.dask_external.connect`); default: those of the
+        Dask configuration.
     workers : int
         Worker processes of our own pool.
+    max_workers : int, optional
+        Our own pool grows to so many while there is work for them, and shrinks back to `workers`.
     threads : int, default 1
         Threads of each.
     environment : mapping of str to str
@@ -60,12 +66,20 @@ class DaskPool:
         self,
         *,
         address: str | None = None,
+        tls: Mapping[str, str] | None = None,
         workers: int = 2,
+        max_workers: int | None = None,
         threads: int = 1,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        self._external = address
-        self._options = {"workers": workers, "threads": threads, "environment": dict(environment or {})}
+        self._external, self._tls = address, tls
+        self._own_threads = max(workers, max_workers or 0) * threads
+        self._options = {
+            "workers": workers,
+            "max_workers": max_workers or workers,
+            "threads": threads,
+            "environment": dict(environment or {}),
+        }
         self._process: subprocess.Popen[str] | None = None
         self._client: Client | None = None
         self._lock = threading.RLock()
@@ -80,7 +94,7 @@ class DaskPool:
         Raises
         ------
         ServiceError
-            The scheduler does not answer.
+            The scheduler does not answer, or is none for us.
         """
         with self._lock:
             if not self.alive:
@@ -106,17 +120,14 @@ class DaskPool:
         from distributed import Client
         from distributed.security import Security
 
-        security = None
-        address = self._external
-        if address is None:
-            hello = self._spawn()
-            address, security = hello["address"], Security(require_encryption=True, **hello["tls"])
+        if self._external is not None:
+            return dask_external.connect(self._external, self._tls)
+        hello = self._spawn()
+        security = Security(require_encryption=True, **hello["tls"])
         try:
-            if self._external:
-                asyncio.run(_greet(address))
-            return Client(address, security=security, timeout=_CALL_TIMEOUT_S, set_as_default=False)
+            return Client(hello["address"], security=security, timeout=_CALL_TIMEOUT_S, set_as_default=False)
         except (OSError, TimeoutError) as error:
-            raise ServiceError(f"The Dask scheduler {address} does not answer ({type(error).__name__}).") from error
+            raise ServiceError(f"The Dask workers do not answer ({type(error).__name__}).") from error
 
     def _spawn(self) -> dict[str, Any]:
         self._process = process = subprocess.Popen(
@@ -175,23 +186,26 @@ class DaskPool:
         assert self._client is not None
         self._client.subscribe_topic(topic, lambda event: handler(event[1]))
 
+    def threads(self) -> int:
+        """Return how many threads compute on the cluster, or will when it has grown; 0 where it does not say."""
+        if self._external is None:
+            return self._own_threads
+        return sum(worker["nthreads"] for worker in self._workers().values())
+
     def describe(self) -> dict[str, Any]:
         """Say where it runs and how many workers it has."""
         if not self.alive or self._client is None:
             return {"state": "stopped", "where": self._external or "this machine", "workers": 0}
-        workers = self._client.scheduler_info(n_workers=-1).get("workers", {})
         address = self._client.scheduler.address if self._client.scheduler else None
-        return {"state": "running", "where": address, "workers": len(workers), "restarts": self.restarts}
+        return {"state": "running", "where": address, "workers": len(self._workers()), "restarts": self.restarts}
 
-
-async def _greet(address: str) -> None:
-    """Raise `OSError` unless a Dask scheduler answers there: a client waits for ever for one that never says a word."""
-    from distributed.comm.core import connect
-    from distributed.security import Security
-
-    options = Security().get_connection_args("client")
-    comm = await asyncio.wait_for(connect(address, timeout=_CALL_TIMEOUT_S / 2, **options), _CALL_TIMEOUT_S)
-    await comm.close()
+    def _workers(self) -> dict[str, Any]:
+        if not self.alive or self._client is None or self._client.scheduler is None:
+            return {}
+        with contextlib.suppress(OSError, TimeoutError):  # it is going, or stopped: whoever submits will notice
+            ask = self._client.scheduler.identity
+            return dict(self._client.sync(ask, n_workers=-1, callback_timeout=_CALL_TIMEOUT_S / 4)["workers"])
+        return {}
 
 
 def _relay(remote: Any, local: Future[Any]) -> None:

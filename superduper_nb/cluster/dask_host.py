@@ -23,6 +23,9 @@ __all__ = ["settings", "worker_environment"]
 READING_AND_WRITING: Final = 2
 """Threads that a worker has beyond those that compute: one reads or writes a chunk, one is free for a short job."""
 
+_IDLE_S: Final = 30
+"""A worker that a growing pool has no work for any more is kept so long: the next one would have to import torch."""
+
 
 def settings() -> dict[str, Any]:
     """Return the Dask settings under which worker deaths are survived (each default loses work: see the keys)."""
@@ -69,6 +72,8 @@ async def _serve(options: dict[str, Any], answer: TextIO) -> None:
         preload=["superduper_nb.cluster.warm"],
         silence_logs=False,
     ) as cluster:
+        if options["max_workers"] > options["workers"]:
+            cluster.adapt(minimum=options["workers"], maximum=options["max_workers"], interval="1s", wait_count=_IDLE_S)
         hello = {"address": cluster.scheduler_address, "tls": _certificates(security)}
         with answer:
             print(json.dumps(hello), file=answer)

@@ -26,7 +26,7 @@ from superduper_nb.jobs.foreground import owner_name
 from superduper_nb.jobs.kinds import work_of
 from superduper_nb.jobs.outputs import Outcome
 from superduper_nb.jobs.records import COLLECTION, JobStore
-from superduper_nb.jobs.running import Part, RunningJob
+from superduper_nb.jobs.running import REPORT_EVERY_S, Part, RunningJob
 from superduper_nb.jobs.tasks import PROGRESS, Broken, assignment, execute, is_passing
 from superduper_nb.models.loading import Loader
 
@@ -59,6 +59,9 @@ class Pool(Protocol):
     def subscribe(self, topic: str, handler: Callable[[dict[str, Any]], None]) -> None:
         """Have a handler called with what workers tell under a topic."""
 
+    def threads(self) -> int:
+        """Return how many threads compute."""
+
 
 class Dispatcher:
     """Executes the jobs of every database of a MongoDB.
@@ -70,7 +73,8 @@ class Dispatcher:
     pool : Pool
         Who executes them.
     in_flight : int
-        Parts submitted at one time: two for each thread that computes. Short jobs have half as many more.
+        Parts submitted at one time, at least; two for each thread that computes, so that while one is computed the
+        next is on its way. Short jobs have half as many more.
     on_event : callable, optional
         Called with ``{"type": "job", "database", "job", "state", "done", "total", "failed"}`` when a job begins, moves
         on (at most ten times a second) or ends; with ``{"type": "changed", "database", "job"}`` when anybody queues,
@@ -85,7 +89,7 @@ class Dispatcher:
         in_flight: int = 4,
         on_event: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
-        self._client, self._pool, self._in_flight = client, pool, in_flight
+        self._client, self._pool, self._least, self._in_flight = client, pool, in_flight, in_flight
         self._on_event = on_event or (lambda event: None)
         self._owner = f"{owner_name()}:{uuid.uuid4().hex[:6]}"
         self._events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -143,22 +147,28 @@ class Dispatcher:
         self._claim()
         self._feed()
         with suppress(queue.Empty):
-            self._events.get(timeout=_TICK_S)()
+            self._events.get(timeout=self._patience())()
             while True:
                 self._events.get_nowait()()
 
+    def _patience(self) -> float:
+        """Return how long to wait for the next event: what was told between two reports must not grow old."""
+        return REPORT_EVERY_S if any(job.untold for job in self._jobs.values()) else _TICK_S
+
     def _renew(self) -> None:
-        if time.monotonic() - self._renewed < _RENEW_EVERY_S:
-            return
-        self._renewed = time.monotonic()
+        """Report what no event has led to a report of; renew all leases now and then."""
+        if everything := time.monotonic() - self._renewed >= _RENEW_EVERY_S:
+            self._renewed = time.monotonic()
         for job in list(self._jobs.values()):
-            self._progress(job)
+            if everything or job.untold:
+                self._progress(job)
 
     def _scan(self) -> None:
         """Look at every database now and then: jobs left by a crash announce themselves to nobody."""
         if time.monotonic() - self._scanned < _SCAN_EVERY_S:
             return
         self._scanned = time.monotonic()
+        self._in_flight = max(self._least, 2 * self._pool.threads())  # an adaptive cluster grows and shrinks
         self._dirty |= set(self._client.list_database_names()) - {"admin", "config", "local"}
 
     def _claim(self) -> None:

@@ -25,6 +25,7 @@ from toolz import partition_all
 from superduper_nb.components.store import Component, ComponentStore, plain_database
 from superduper_nb.errors import NotFoundError
 from superduper_nb.jobs.backfill import matching
+from superduper_nb.jobs.changes import Change, changes_of, untouched
 from superduper_nb.jobs.downloads import with_downloads
 from superduper_nb.jobs.foreground import owner_name
 from superduper_nb.jobs.outputs import Refresh
@@ -46,11 +47,12 @@ _SAVE_EVERY_S: Final = 1.0
 _PATIENCE_S: Final = 10.0
 """So long are changed documents kept back while jobs are under way that may well be theirs."""
 _MANY: Final = 1000
+_TOO_MANY: Final = 100_000
+"""So many changes are kept back at most."""
+_ACT_EVERY_S: Final = 0.2
 _PAUSE_S: Final = 1.0
 _UNRESUMABLE: Final = {260, 280, 286}  # InvalidResumeToken, ChangeStreamFatalError, ChangeStreamHistoryLost
 _NO_STREAMS: Final = 40573
-_FOLLOWED: Final = ("insert", "update", "replace", "delete")
-_PRIVATE: Final = r"^(_outputs|_sddb|_like|_fold|_score|_distance)(\.|$)"
 
 
 class Follower:
@@ -105,10 +107,10 @@ class _Database:
         self._on_jobs, self._stop = on_jobs, stop
         self._owner = f"{owner_name()}:{uuid.uuid4().hex[:6]}"
         self._store, self._loader = JobStore(self._database), Loader(self._database)
-        self._noted: dict[str, list[tuple[Any, set[str] | None]]] = {}
+        self._noted: dict[str, list[Change]] = {}
         self._deleted: dict[str, datetime] = {}
         """For each collection, when something was last deleted."""
-        self._since = self._renewed = self._saved = 0.0
+        self._since = self._renewed = self._saved = self._acted = 0.0
 
     def run(self) -> None:
         """Follow until stopped, whatever happens to the stream."""
@@ -160,7 +162,7 @@ class _Database:
         self._noted.clear()  # what was noted and not stored comes again
         self._deleted.clear()
         collections, looked = self._collections(), time.monotonic()
-        pipeline = _pipeline(sorted(collections))
+        pipeline = changes_of(sorted(collections))
         with self._database.watch(pipeline, max_await_time_ms=200, batch_size=_MANY, **self._start()) as stream:
             while not self._stop.is_set() and stream.alive:
                 if time.monotonic() - looked > _LOOK_FOR_DATABASES_S:
@@ -171,7 +173,7 @@ class _Database:
                 event = stream.try_next()
                 if event is not None:
                     self._note(event)
-                if (event is None or self._count() >= _MANY) and self._act() and stream.resume_token:
+                if (event is None or self._overdue()) and self._act() and stream.resume_token:
                     self._save(dict(stream.resume_token))
                 if time.monotonic() - self._renewed > _RENEW_EVERY_S and not self._lease():
                     return
@@ -210,8 +212,11 @@ class _Database:
             later = event["clusterTime"].as_datetime() + timedelta(seconds=1)
             self._deleted[collection] = event.get("wallTime", later)  # before MongoDB 6 only to the second
             return
-        paths = set(event["paths"]) if event["operationType"] == "update" else None
-        self._noted.setdefault(collection, []).append((event["documentKey"]["_id"], paths))
+        self._noted.setdefault(collection, []).append(Change.of(event))
+
+    def _overdue(self) -> bool:
+        """Say whether to look at what was noted although the stream has not come to rest."""
+        return time.monotonic() - self._acted > _ACT_EVERY_S and self._count() >= _MANY
 
     def _count(self) -> int:
         return sum(map(len, self._noted.values()))
@@ -223,24 +228,25 @@ class _Database:
 
     def _act(self) -> bool:
         """Record jobs for what was noted; False when something is kept back."""
+        self._acted = time.monotonic()
         for collection in list(self._noted):
-            if time.monotonic() - self._since < _PATIENCE_S and self._busy(collection):
+            patient = self._acted - self._since < _PATIENCE_S and self._count() < _TOO_MANY
+            if patient and self._busy(collection):
                 continue
-            noted = self._noted.pop(collection)
-            paths = [changed for _, changed in noted]
-            changed = None if None in paths else set().union(*(p for p in paths if p is not None))
-            self._plan(collection, changed, [id for id, _ in noted], self._deleted.pop(collection, None))
+            self._plan(collection, self._noted.pop(collection), self._deleted.pop(collection, None))
         return not self._noted
 
     def _busy(self, collection: str) -> bool:
         active = {"state": {"$in": list(ACTIVE_STATES)}, "collection": collection}
         return self._database[COLLECTION].find_one(active, {"_id": 1}) is not None
 
-    def _plan(self, collection: str, changed: set[str] | None, ids: list[Any], deleted: datetime | None) -> None:
+    def _plan(self, collection: str, noted: list[Change], deleted: datetime | None) -> None:
+        paths = [change.paths for change in noted]
+        changed = None if None in paths else set().union(*(p for p in paths if p is not None))
         upkeep = upkeep_of(self._loader.store, collection)
-        fetching, content = self._fetching(collection, ids)
+        fetching, content = self._fetching(collection, [change.id for change in noted])
         planned = plan(upkeep.watchers, changed)
-        stale = [id for part in partition_all(_MANY, ids) for id in self._stale(planned, list(part))]
+        stale = [id for part in partition_all(_MANY, noted) for id in self._stale(planned, part)]
         steps = upkeep.steps(changed, content) if stale or fetching else []
         if deleted is not None:
             names = {step.name for step in steps}
@@ -276,15 +282,17 @@ class _Database:
             places |= where
         return found, places
 
-    def _stale(self, planned: Sequence[tuple[Watcher, tuple[str, ...]]], ids: list[Any]) -> Iterator[Any]:
+    def _stale(self, planned: Sequence[tuple[Watcher, tuple[str, ...]]], changes: Sequence[Change]) -> Iterator[Any]:
         """Yield those of which an output is not current."""
-        left = ids
+        left, new = [change.id for change in changes], untouched(changes)
         for watcher, _ in planned:
             with suppress(NotFoundError):  # its model was deleted
-                tasks, drops, _ = Refresh(self._database, self._loader, watcher).look(left)
-                found = [*(task.id for task in tasks), *(id for id, _ in drops)]
-                yield from found
-                left = [id for id in left if id not in found]
+                refresh = Refresh(self._database, self._loader, watcher)
+                computed = {id_key(id) for id in refresh.computed(new)}
+                tasks, drops, _ = refresh.look([id for id in left if id_key(id) not in computed])
+                found = {id_key(id): id for id in (*(task.id for task in tasks), *(id for id, _ in drops))}
+                yield from found.values()
+                left = [id for id in left if id_key(id) not in found]
 
     def _look_at_everything(self) -> None:
         """Record jobs over all documents, also those that have an output and should have none, and begin anew."""
@@ -307,17 +315,3 @@ class _Database:
 
 def _concerned(watcher: Watcher) -> dict[str, Any]:
     return {"$or": [dict(watcher.filter), {watcher.token_path: {"$exists": True}}]}
-
-
-def _pipeline(collections: list[str]) -> list[dict[str, Any]]:
-    """Ask for identifiers and paths only (a change may be as large as a document), and not for our own fields."""
-    names = {"$map": {"input": {"$objectToArray": "$updateDescription.updatedFields"}, "in": "$$this.k"}}
-    cut = {"$map": {"input": {"$ifNull": ["$updateDescription.truncatedArrays", []]}, "in": "$$this.field"}}
-    paths = {"$concatArrays": [names, "$updateDescription.removedFields", cut]}
-    private = {"$regexMatch": {"input": "$$this", "regex": _PRIVATE}}
-    theirs = {"$filter": {"input": {"$ifNull": [paths, []]}, "cond": {"$not": private}}}
-    return [
-        {"$match": {"ns.coll": {"$in": collections}, "operationType": {"$in": _FOLLOWED}}},
-        {"$project": {"operationType": 1, "ns": 1, "documentKey": 1, "clusterTime": 1, "wallTime": 1, "paths": theirs}},
-        {"$match": {"$or": [{"operationType": {"$ne": "update"}}, {"paths": {"$ne": []}}]}},
-    ]

@@ -44,8 +44,9 @@ Failures = list[tuple[Any, str]]
 """Identifiers, and why."""
 Drop = tuple[Any, Any]
 """An identifier, and the token that was read."""
-_SLICE_S: Final = 0.25
-"""So long may a slice of a chunk take: after each, a cancelled job stops and progress is told."""
+_SHORT_S: Final = 0.05
+_LONG_S: Final = 0.5
+"""Between these lies the time of a slice of a chunk: after each, a cancelled job stops and progress is told."""
 _FLUSH_S: Final = 2.0
 """What a slow model has computed is written after that long."""
 _COMMAND_BYTES: Final = 8 * 2**20
@@ -151,6 +152,11 @@ class Refresh:
         A document that keeps changing faster than it can be computed is among the failures.
         """
         return _Run(self, control or Control()).run(list(ids))
+
+    def computed(self, ids: Sequence[Any]) -> list[Any]:
+        """Return which of these have an output, or a failure, of the current version, whatever its input was."""
+        current = {"_id": {"$in": list(ids)}, f"{self.watcher.token_path}.v": self.model.version}
+        return [document["_id"] for document in self.collection.find(current, {"_id": 1}, batch_size=len(ids) or 1)]
 
     def condemn(self, id: Any, message: str) -> None:
         """Note that a document's present input can't be computed, without trying."""
@@ -312,7 +318,7 @@ class _Run:
                 ready += self._refresh.compute(ordered[at : at + size], self._control)
                 now = time.monotonic()
             at += size
-            size = max(1, size // 2) if now - begun > 2 * _SLICE_S else size * 2 if now - begun < _SLICE_S / 2 else size
+            size = max(1, size // 2) if now - begun > _LONG_S else size * 2 if now - begun < _SHORT_S else size
             self._stopped = self._control.stopped()
             if len(ready) >= 1000 or now - flushed > _FLUSH_S:
                 again += self._write(ready, [])

@@ -14,9 +14,9 @@ from superduper_nb.jobs.outputs import Outcome
 from superduper_nb.jobs.records import JobStore
 from superduper_nb.jobs.values import Progress
 
-__all__ = ["Part", "RunningJob", "error_record"]
+__all__ = ["REPORT_EVERY_S", "Part", "RunningJob", "error_record"]
 
-_REPORT_EVERY_S: Final = 0.1
+REPORT_EVERY_S: Final = 0.1
 _RATE_OVER_S: Final = 5.0
 _FIRST: Final = 20
 _TRACEBACK_CHARS: Final = 16_000
@@ -89,6 +89,7 @@ class RunningJob:
         self._read = record["resume"]["cursor"]
         self._exhausted = False
         self._order: deque[Part] = deque()
+        self._begun: int = record["resume"]["done"]
         self._resume = dict(record["resume"])
         self._done: int = self._resume["done"]
         self._failed: int = self._resume["failed"]
@@ -110,14 +111,16 @@ class RunningJob:
         self._read = part.cursor
         self._order.append(part)
         first, *rest = part.split(self._pieces(len(part.ids)))
+        self._begun += len(part.ids)
         self.again.extend(rest)
         return first
 
     def _pieces(self, size: int) -> int:
+        """Return how many parts to make of a chunk: more towards the end, so that all threads come to it together."""
         total: int | None = self.record["progress"]["total"]
-        if total is None or total >= CHUNK_SIZE * self._slots:
+        if total is None or total - self._begun >= CHUNK_SIZE * self._slots:
             return 1
-        return max(1, min(self._slots, size // _SMALLEST, round(self._slots * size / max(1, total))))
+        return max(1, min(self._slots, size // _SMALLEST, round(self._slots * size / max(1, total - self._begun))))
 
     @property
     def ended(self) -> bool:
@@ -162,7 +165,12 @@ class RunningJob:
         """Documents that failed so far."""
         return self._failed
 
-    def report(self, *, at_most_every: float = _REPORT_EVERY_S) -> bool:
+    @property
+    def untold(self) -> bool:
+        """There is progress that no report has told yet."""
+        return self.done != self._pace[-1][1]
+
+    def report(self, *, at_most_every: float = REPORT_EVERY_S) -> bool:
         """Write progress and renew the lease, at most ten times a second; False when the job was taken away."""
         now = time.monotonic()
         if now - self.reported < at_most_every:
@@ -177,7 +185,7 @@ class RunningJob:
         while len(self._pace) > 2 and now - self._pace[1][0] > _RATE_OVER_S:
             self._pace.popleft()
         (then, before), total = self._pace[0], self.record["progress"]["total"]
-        rate = (self.done - before) / (now - then) if now - then > _REPORT_EVERY_S else 0.0
+        rate = (self.done - before) / (now - then) if now - then > REPORT_EVERY_S else 0.0
         if rate <= 0:
             return None, None
         return round(rate, 1), None if total is None else round(max(0, total - self.done) / rate, 1)

@@ -33,6 +33,7 @@ PROGRESS: Final = "superduper-progress"
 _PASSING_CODES: Final = frozenset((6, 7, 43, 89, 91, 189, 211, 234, 262, 9001, 10107, 11600, 11602, 13435, 13436))
 """Of a server that starts, stops or is no longer the first: cursors and keys are gone for the moment."""
 _LOOK_EVERY_S: Final = 0.25
+_TELL_EVERY_S: Final = 0.1
 _GRACE_S: Final = 20.0
 """A model that is stopped has so long to come to the end of a batch; then its worker process is ended."""
 _LASTING: Final = 30
@@ -68,7 +69,7 @@ class _Minder(Control):
         self.guard = worker
         self.lines = Lines()
         self._store, self._job, self._told, self._worker = store, job, told, worker
-        self._stop, self._over = threading.Event(), threading.Event()
+        self._stop, self._over, self._news = threading.Event(), threading.Event(), threading.Event()
         self._done = self._last = 0
         self._thread = threading.Thread(target=self._mind, name="superduper-minder", daemon=True)
 
@@ -80,6 +81,7 @@ class _Minder(Control):
 
     def tell(self, done: int) -> None:
         self._done = done
+        self._news.set()
 
     def __enter__(self) -> _Minder:
         self._thread.start()
@@ -87,22 +89,37 @@ class _Minder(Control):
 
     def __exit__(self, *exc_info: object) -> None:
         self._over.set()
+        self._news.set()
         self._thread.join()
         self._store_lines(end=True)
 
     def _mind(self) -> None:
-        stopped_at: float | None = None
-        while not self._over.wait(_LOOK_EVERY_S):
-            with suppress(PyMongoError):  # MongoDB is away: whoever writes outputs will notice
-                if not self._store.owns(self._job["_id"], self._job["owner"]):
+        looked, stopped_at = time.monotonic(), float("inf")
+        while not self._over.wait(_TELL_EVERY_S):
+            self._news.wait(_LOOK_EVERY_S)
+            self._news.clear()
+            self._pass_on()
+            if time.monotonic() - looked >= _LOOK_EVERY_S:
+                looked = time.monotonic()
+                if not self._wanted():
                     self._stop.set()
-                    stopped_at = stopped_at or time.monotonic()
-                self._store_lines()
-            if self._done != self._last:
-                self._told(self._done)
-                self._last = self._done
-            if self._worker and stopped_at and time.monotonic() - stopped_at > _GRACE_S:
+                    stopped_at = min(stopped_at, looked)
+            if self._worker and time.monotonic() - stopped_at > _GRACE_S:
                 os._exit(75)  # the pool starts another; a thread can't be ended in any other way
+
+    def _pass_on(self) -> None:
+        """Tell of progress as it is made, so that it is not old when it arrives."""
+        if self._done != self._last:
+            self._last = self._done
+            self._told(self._last)
+
+    def _wanted(self) -> bool:
+        """Say whether the job is still ours; store what was printed on the way."""
+        with suppress(PyMongoError):  # MongoDB is away: whoever writes outputs will notice
+            if not self._store.owns(self._job["_id"], self._job["owner"]):
+                return False
+            self._store_lines()
+        return True
 
     def _store_lines(self, *, end: bool = False) -> None:
         if lines := self.lines.take(end=end):

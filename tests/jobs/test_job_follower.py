@@ -9,6 +9,7 @@ import pytest
 from job_world import GOOD, Oracle, ThreadPool, World, until
 from pymongo import MongoClient
 
+from superduper_nb.jobs.changes import Change, untouched
 from superduper_nb.jobs.dispatcher import Dispatcher
 from superduper_nb.jobs.follower import Follower
 from superduper_nb.jobs.watchers import Watcher
@@ -69,6 +70,23 @@ def test_our_own_writes_are_not_planned_twice(world: World, oracle: Oracle, foll
     world.docs.insert_one({"_id": 99, "x": 99})  # behind them in the stream
     until(lambda: oracle.check([*range(20), 99]) == GOOD, 30)
     assert world.database["_sddb.jobs"].count_documents({"kind": "outputs"}) == 21
+
+
+def test_a_copy_that_brings_bookkeeping_along_is_no_document_of_ours(
+    world: World, oracle: Oracle, follow: Callable[[], Follower]
+) -> None:
+    follow()
+    world.ended(world.insert([{"_id": 1, "x": 1}])["m/x"])
+    copy = world.docs.find_one({"_id": 1})
+    world.docs.insert_one({**copy, "_id": 2, "x": 5})  # type: ignore[dict-item]
+    until(lambda: oracle.check([1, 2]) == GOOD, 30, "the output of the copy's own input")
+
+
+def test_a_document_that_changes_after_its_insert_is_looked_at_again() -> None:
+    inserted = {"operationType": "insert", "documentKey": {"_id": 1}, "paths": [], "new": True}
+    other = {**inserted, "documentKey": {"_id": 2}}
+    updated = {"operationType": "update", "documentKey": {"_id": 1}, "paths": ["x"], "new": False}
+    assert untouched([Change.of(event) for event in (inserted, other, updated)]) == [2]
 
 
 def test_what_happened_while_nobody_followed_is_caught_up(

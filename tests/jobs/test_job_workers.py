@@ -91,12 +91,31 @@ def test_workers_compute_and_say_what_was_printed(world: World, pool: DaskPool, 
 def test_progress_moves_inside_a_chunk(world: World, pool: DaskPool, dispatch: Start) -> None:
     world.model("m", slow_double)
     world.watcher("m", "x", batch_size=8)
-    seen: set[int] = set()
-    dispatcher = dispatch(pool, on_event=lambda event: seen.add(event.get("done", 0)))
+    told: list[tuple[float, int]] = []
+    dispatcher = dispatch(pool, on_event=lambda event: told.append((time.monotonic(), event.get("done", 0))))
     jobs = world.insert(rows(1000))
     dispatcher.notify(world.database.name)
     world.ended(jobs["m/x"])
-    assert len([done for done in seen if 0 < done < 500]) >= 1
+    on_the_way = [at for at, done in told if 0 < done < 1000]
+    assert len([done for _, done in told if 0 < done < 500]) >= 1
+    assert len(on_the_way) <= 10 * (on_the_way[-1] - on_the_way[0]) + 3  # at most ten a second
+
+
+def test_an_insert_overtakes_a_backfill(world: World, pool: DaskPool, dispatch: Start) -> None:
+    world.model("m", slow_double)
+    watcher = world.watcher("m", "x", batch_size=8)
+    dispatcher = dispatch(pool)
+    world.docs.insert_many(rows(20_000))
+    backfill = world.backfill(watcher)
+    dispatcher.notify(world.database.name)
+    until(lambda: world.store.get(backfill)["progress"]["done"], what="the backfill is under way")
+    late = world.insert([{"_id": "late", "x": 7}])
+    dispatcher.notify(world.database.name)
+    assert world.ended(late["m/x"])["state"] == "succeeded"
+    record = world.store.get(backfill)
+    assert (record["state"], record["progress"]["done"] < 20_000) == ("running", True)
+    assert world.docs.find_one({"_id": "late"})["_outputs"]["x"]["m"] == 14  # type: ignore[index]
+    world.store.cancel(backfill)
 
 
 def test_a_model_that_does_not_load_in_a_worker_fails_the_job(world: World, pool: DaskPool, dispatch: Start) -> None:

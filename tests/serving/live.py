@@ -60,7 +60,7 @@ class Live:
 
 
 @contextmanager
-def running(home: Path, mongo_uri: str) -> Iterator[Live]:
+def running(home: Path, mongo_uri: str, *, workers: int = 1) -> Iterator[Live]:
     """Run a server whose files are in `home`; this process shares them meanwhile, and with them the trust in models."""
     with pytest.MonkeyPatch.context() as patch:
         for kind in ("data", "runtime", "config"):
@@ -68,7 +68,7 @@ def running(home: Path, mongo_uri: str) -> Iterator[Live]:
             patch.setenv(f"JUPYTER_{kind.upper()}_DIR", str(home / kind))
         enabled = {"ServerApp": {"jpserver_extensions": {"superduper_nb": True}}}
         (home / "config" / "jupyter_server_config.json").write_text(json.dumps(enabled))
-        with _process(home, mongo_uri) as process:
+        with _process(home, mongo_uri, workers) as process:
             url = _url(home / "runtime" / f"jpserver-{process.pid}.json")
             client = sd.connect(url, token=TOKEN, mongodb={"uri": mongo_uri})
             live = Live(url, client, process, home / "server.log", Transport(url, TOKEN, connections=32))
@@ -81,7 +81,7 @@ def running(home: Path, mongo_uri: str) -> Iterator[Live]:
 
 
 @contextmanager
-def _process(home: Path, mongo_uri: str) -> Iterator[subprocess.Popen[bytes]]:
+def _process(home: Path, mongo_uri: str, workers: int) -> Iterator[subprocess.Popen[bytes]]:
     options = [
         "--port=0",
         "--no-browser",
@@ -92,7 +92,7 @@ def _process(home: Path, mongo_uri: str) -> Iterator[subprocess.Popen[bytes]]:
     with (home / "server.log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "jupyter", "server", *options],
-            env={**os.environ, "SUPERDUPER_MONGODB__URI": mongo_uri, "SUPERDUPER_JOBS__WORKERS": "1"},
+            env={**os.environ, "SUPERDUPER_MONGODB__URI": mongo_uri, "SUPERDUPER_JOBS__WORKERS": str(workers)},
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,

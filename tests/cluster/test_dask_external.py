@@ -1,0 +1,133 @@
+"""Dask clusters that somebody else started, each with its own certificates: real schedulers and workers, and TLS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import dask
+import pytest
+from distributed import LocalCluster
+from distributed.security import Security
+
+from superduper_nb.cluster import dask_external
+from superduper_nb.cluster.dask import DaskPool
+from superduper_nb.config import Config
+from superduper_nb.errors import ServiceError
+
+
+class External:
+    """A cluster, and the files that whoever connects to it needs."""
+
+    def __init__(self, folder: Path, **resources: float) -> None:
+        security = Security.temporary()
+        self.tls = {name: str(folder / name) for name in ("tls_ca_file", "tls_client_cert", "tls_client_key")}
+        for name, path in self.tls.items():
+            Path(path).write_text(getattr(security, name))
+        self.cluster = LocalCluster(
+            n_workers=1,
+            threads_per_worker=3,
+            processes=False,
+            security=security,
+            host="tls://127.0.0.1",
+            dashboard_address=None,
+            scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
+        )
+        self.address: str = self.cluster.scheduler_address
+
+    def config(self) -> Config:
+        """Return the settings that name it."""
+        ca, cert, key = self.tls.values()
+        return Config.load({"jobs": {"address": self.address, "tls": {"ca_file": ca, "cert": cert, "key": key}}})
+
+
+@pytest.fixture(scope="module")
+def clusters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[External]]:
+    """Return two clusters on this machine."""
+    both = [External(tmp_path_factory.mktemp("certificates")) for _ in range(2)]
+    yield both
+    for external in both:
+        external.cluster.close()
+
+
+@pytest.fixture
+def connected() -> Iterator[Callable[..., DaskPool]]:
+    """Connect pools, which are closed after the test."""
+    pools: list[DaskPool] = []
+
+    def connect(config: Config) -> DaskPool:
+        pools.append(DaskPool(address=config.jobs.scheduler, tls=config.jobs.certificates))
+        pools[-1].start()
+        return pools[-1]
+
+    yield connect
+    for pool in pools:
+        pool.close()
+
+
+def where() -> str:
+    from distributed import get_worker
+
+    return str(get_worker().scheduler.address)  # type: ignore[attr-defined]
+
+
+def test_two_clusters_on_one_machine_each_do_their_own_work(
+    clusters: list[External], connected: Callable[..., DaskPool]
+) -> None:
+    pools = [connected(external.config()) for external in clusters]
+    futures = [pool.submit(f"where-{n}", where) for n, pool in enumerate(pools)]
+    assert [future.result(20) for future in futures] == [external.address for external in clusters]
+    assert [pool.threads() for pool in pools] == [3, 3]
+    assert pools[0].describe()["where"] == clusters[0].address
+
+
+def test_the_certificates_of_the_dask_configuration_do_as_well(
+    clusters: list[External], connected: Callable[..., DaskPool]
+) -> None:
+    ca, cert, key = clusters[0].tls.values()
+    tls = {"ca-file": ca, "client.cert": cert, "client.key": key}
+    with dask.config.set({f"distributed.comm.tls.{name}": value for name, value in tls.items()}):
+        pool = connected(Config.load({"jobs": {"address": clusters[0].address}}))
+        assert pool.submit("where", where).result(20) == clusters[0].address
+
+
+def test_what_is_wrong_with_certificates_is_said_in_a_line(
+    clusters: list[External], connected: Callable[..., DaskPool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dask_external, "TIMEOUT_S", 4)
+    mine, other = clusters
+    with pytest.raises(ServiceError, match=f"{mine.address} wants certificates and none are named. Set jobs.tls"):
+        connected(Config.load({"jobs": {"address": mine.address}}))
+    with pytest.raises(ServiceError, match=r"/nowhere.pem.* can't be used: .*No such file"):
+        DaskPool(address=mine.address, tls={**mine.tls, "tls_ca_file": "/nowhere.pem"}).start()
+    with pytest.raises(ServiceError, match=f"{mine.address} does not answer.*certificate"):
+        DaskPool(address=mine.address, tls=other.tls).start()
+
+
+@pytest.mark.parametrize(
+    ("package", "version", "complaint"),
+    [
+        ("superduper-nb", None, r"worker tls://\S+ has superduper-nb missing \(here "),
+        ("distributed", "2020.1.0", r"the scheduler has distributed 2020.1.0 \(here "),
+        ("python", "3.6.1.final.0", r"the scheduler has Python 3.6 \(here 3.1"),
+    ],
+)
+def test_a_cluster_that_runs_other_code_is_refused(
+    clusters: list[External], monkeypatch: pytest.MonkeyPatch, package: str, version: Any, complaint: str
+) -> None:
+    """The cluster is in this process, so what it says of itself is changed on its way out."""
+    from distributed.client import Client
+
+    ask = Client._get_versions
+
+    async def other(client: Any, *args: Any, **kwargs: Any) -> Any:
+        found = await ask(client, *args, **kwargs)
+        theirs = found["workers"].values() if package == "superduper-nb" else [found["scheduler"]]
+        for each in theirs:
+            each["packages"] = {**each["packages"], package: version}
+        return found
+
+    monkeypatch.setattr(Client, "_get_versions", other)
+    with pytest.raises(ServiceError, match=complaint):
+        dask_external.connect(clusters[0].address, clusters[0].tls)
