@@ -29,6 +29,7 @@ from superduper_nb.search.plan import Hints, Matching, Plan
 from superduper_nb.search.queries import QueryVectors
 from superduper_nb.search.refine import Groups
 from superduper_nb.search.shelf import Shelf, Wanted
+from superduper_nb.search.source import Source
 from superduper_nb.search.stages import Stages
 from superduper_nb.search.text import by_words
 from superduper_nb.search.together import Together
@@ -205,14 +206,10 @@ class SearchEngine:
 
         def make() -> LiveIndex:
             identity = {"definition": definition, "model": model_id, "version": model.version}
-            folder = self._snapshots
+            folder, filter = self._snapshots, component.definition["filter"]
             return LiveIndex(
                 VectorIndex(measure, options, folder=folder),
-                collection,
-                model=model_id,
-                key=key,
-                version=model.version,
-                filter=component.definition["filter"],
+                Source(collection, model=model_id, key=key, version=model.version, filter=filter),
                 keeper=None if folder is None else Keeper(folder, collection, component.id, identity),
             )
 

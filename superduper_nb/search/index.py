@@ -41,6 +41,8 @@ class VectorIndex:
         Those that another had.
     folder : pathlib.Path, optional
         Where the vectors of a compact one are; default: the system's for temporary files.
+    expected : int, default 0
+        For how many vectors to make room at once.
     """
 
     def __init__(
@@ -49,8 +51,10 @@ class VectorIndex:
         options: IndexOptions | None = None,
         rows: Rows | None = None,
         folder: Path | None = None,
+        expected: int = 0,
     ) -> None:
-        self.measure, self.options, self._folder = measure, options or IndexOptions(), folder
+        self.measure, self.options = measure, options or IndexOptions()
+        self._folder, self._expected = folder, expected
         self._lock = threading.Lock()
         self._slots = {} if rows is None else _slots(rows)
         self._rows = rows if self._slots else None
@@ -59,9 +63,9 @@ class VectorIndex:
         if rows is not None and self.options.compact:
             rows.let_go()
 
-    def anew(self, rows: Rows | None = None) -> VectorIndex:
+    def anew(self, rows: Rows | None = None, expected: int = 0) -> VectorIndex:
         """Return another of the same measure and options."""
-        return VectorIndex(self.measure, self.options, rows, self._folder)
+        return VectorIndex(self.measure, self.options, rows, self._folder, expected)
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -108,33 +112,45 @@ class VectorIndex:
 
     def put_packed(self, ids: list[Any], vectors: Floats) -> None:
         """Do the same for identifiers that are packed already."""
+        with self._lock:
+            self._put(ids, vectors)
+
+    def remove(self, ids: Sequence[Any]) -> None:
+        """Take identifiers out; those that are not there are no matter."""
+        with self._lock:
+            self._remove(ids)
+
+    def change(self, ids: Sequence[Any], vectors: Floats, gone: Sequence[Any]) -> None:
+        """Put some and remove others, in one step: no search sees a state in between."""
+        with self._lock:
+            self._put(packed_ids(ids), vectors)
+            self._remove(gone)
+
+    def _put(self, ids: list[Any], vectors: Floats) -> None:
         if not ids:
             return
         keys = packed_keys(ids)
         if len(last := dict(zip(keys, range(len(keys)), strict=True))) < len(keys):
             ids, vectors, keys = [ids[i] for i in last.values()], vectors[list(last.values())], list(last)
-        with self._lock:
-            rows = self._room(len(ids), vectors.shape[1])
-            first = rows.count
-            rows.append(np.asarray(vectors, dtype=np.float32), ids)
-            old = [slot for slot in map(self._slots.get, keys) if slot is not None]
-            rows.alive[old] = False
-            self._slots.update(zip(keys, range(first, rows.count), strict=True))
+        rows = self._room(len(ids), vectors.shape[1])
+        first = rows.count
+        rows.append(np.asarray(vectors, dtype=np.float32), ids)
+        old = [slot for slot in map(self._slots.get, keys) if slot is not None]
+        rows.alive[old] = False
+        self._slots.update(zip(keys, range(first, rows.count), strict=True))
 
-    def remove(self, ids: Sequence[Any]) -> None:
-        """Take identifiers out; those that are not there are no matter."""
-        with self._lock:
-            found = map(self._slots.pop, id_keys(ids), repeat(None))
-            slots = [slot for slot in found if slot is not None]
-            if not self._slots:
-                self._rows = None
-            elif self._rows is not None:
-                self._rows.alive[slots] = False
+    def _remove(self, ids: Sequence[Any]) -> None:
+        found = map(self._slots.pop, id_keys(ids), repeat(None))
+        slots = [slot for slot in found if slot is not None]
+        if not self._slots:
+            self._rows = None
+        elif self._rows is not None:
+            self._rows.alive[slots] = False
 
     def _room(self, extra: int, dimension: int) -> Rows:
         rows = self._rows
         if rows is None:
-            self._rows = rows = self._empty(max(extra, _FIRST_CAPACITY), dimension)
+            self._rows = rows = self._empty(max(extra, _FIRST_CAPACITY, self._expected), dimension)
         elif rows.count + extra > len(rows.vectors):
             self._rows = rows = self._moved(rows, extra)
         return rows

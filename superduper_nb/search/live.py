@@ -1,9 +1,9 @@
 """An index that follows its collection: loaded by one query, kept up by a change stream.
 
 The stream is opened before the query runs, so no change falls between them. An event only says which document changed;
-the document is then read again, as the query that loaded the index read it, which either gives its vector or says that
-it is out. So events may come twice, late or mixed with newer states: the index always moves to what the collection
-holds.
+the document is then read again as it was at the time of that event, which either gives its vector or says that it is
+out. So events may come twice or late: the index always moves from what the collection held at one moment to what it
+held at another, and an answer is never a mixture of two.
 
 An index belongs to one model version. Where a newer version has computed a document anew, the vector of the older one
 stays, so that the old index is whole until the new one is; it goes when the document itself changes.
@@ -14,36 +14,30 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, cast
+from collections.abc import Iterable, Iterator, Mapping, Set
+from typing import Any, Final
 
 import bson
 import numpy as np
 from bson import Timestamp
-from pymongo import ReadPreference
 from pymongo.change_stream import ChangeStream
-from pymongo.collection import Collection
-from pymongo.read_concern import ReadConcern
 from toolz import partition_all
 
-from superduper_nb.documents.paths import BASE, get_path, output_path, token_path
 from superduper_nb.errors import DeadlineError
-from superduper_nb.search.ids import id_key
+from superduper_nb.search.ids import id_key, id_keys, unpacked_id
 from superduper_nb.search.index import VectorIndex
 from superduper_nb.search.keeper import Keeper
 from superduper_nb.search.measures import Floats
-from superduper_nb.search.stream import PIPELINE, CollectionGoneError, News, may_resume, time_of
-from superduper_nb.search.vectors import block_of, stored_vector
+from superduper_nb.search.source import BATCH, Source, is_private
+from superduper_nb.search.stream import CollectionGoneError, News, may_resume, time_of
+from superduper_nb.search.vectors import blocks_of, stored_vector
 
 __all__ = ["LiveIndex"]
 
 log = logging.getLogger(__name__)
 
-_BATCH: Final = 2000
-_AWAIT_MS: Final = 25
 _PAUSE_S: Final = 0.5
 _GONE: Final = ("drop", "rename", "dropDatabase", "invalidate")
-_PRIVATE: Final = ("_outputs.", "_sddb.")
 
 
 class LiveIndex:
@@ -53,35 +47,15 @@ class LiveIndex:
     ----------
     index : VectorIndex
         Empty; filled and kept by this.
-    collection : pymongo.collection.Collection
-        Where the documents are.
-    model, key, version
+    source : Source
         Whose outputs.
-    filter : mapping
-        Only documents that match it.
     keeper : Keeper, optional
         Of its snapshot.
     """
 
-    def __init__(
-        self,
-        index: VectorIndex,
-        collection: Collection[dict[str, Any]],
-        *,
-        model: str,
-        key: str,
-        version: int,
-        filter: Mapping[str, Any],
-        keeper: Keeper | None = None,
-    ) -> None:
-        self.index, self.version, self._keeper = index, version, keeper
+    def __init__(self, index: VectorIndex, source: Source, *, keeper: Keeper | None = None) -> None:
+        self.index, self.version, self._source, self._keeper = index, source.version, source, keeper
         self._skipped: dict[Any, Any] = {}
-        # Of the primary and majority-committed, as the stream is: nothing that could be rolled back.
-        self._collection = collection.with_options(
-            read_preference=ReadPreference.PRIMARY, read_concern=ReadConcern("majority")
-        )
-        self._key, self._path, self._token = key, output_path(key, model), token_path(model, key)
-        self._filter = dict(filter)
         self._seen = Timestamp(0, 0)
         self._resume: Mapping[str, Any] | None = None
         self._ready_at: Timestamp | None = None
@@ -91,7 +65,7 @@ class LiveIndex:
         self._stop = threading.Event()
         self._ready = False
         self._error: Exception | None = None
-        self._thread = threading.Thread(target=self._follow, name=f"index {self._path}", daemon=True)
+        self._thread = threading.Thread(target=self._follow, name=f"index {self._source.path}", daemon=True)
 
     # --- life --------------------------------------------------------------------------------------------------
 
@@ -139,8 +113,7 @@ class LiveIndex:
 
     def older_left(self) -> bool:
         """Say whether there are documents that only an older version has computed."""
-        query = self._with_filter({f"{self._token}.v": {"$lt": self.version}})
-        return self._collection.find_one(query, {"_id": 1}) is not None
+        return self._source.older_left()
 
     def describe(self) -> dict[str, Any]:
         """Say how large, how fresh and in what state it is."""
@@ -184,14 +157,16 @@ class LiveIndex:
                 if not may_resume(error):
                     self._resume = None
                 self._lost(error, ready=self._ready and self._resume is not None)
-                log.warning("Index %s lost its change stream (%s); it comes back.", self._path, type(error).__name__)
+                log.warning(
+                    "Index %s lost its change stream (%s); it comes back.", self._source.path, type(error).__name__
+                )
                 self._stop.wait(_PAUSE_S)
 
     def _restore(self) -> None:
         """Begin from the snapshot, where there is one; it is ready when it has seen all that is there by now."""
         if self._keeper is None or (saved := self._keeper.restore()) is None:
             return
-        now: Timestamp = self._collection.database.command("ping")["operationTime"]
+        now = self._source.now()
         self.index = self.index.anew(saved.rows)
         self._skipped = {id_key(id): id for id in saved.skipped}
         self._resume, self._ready_at = saved.token, now
@@ -202,13 +177,7 @@ class LiveIndex:
 
     def _watch(self, resume: Mapping[str, Any] | None) -> ChangeStream[dict[str, Any]]:
         self._ahead = False
-        begin = None if resume else self._begin()
-        return self._collection.watch(
-            PIPELINE,
-            resume_after=resume,
-            start_at_operation_time=begin,
-            max_await_time_ms=_AWAIT_MS,
-        )
+        return self._source.watch(resume, None if resume else self._begin())
 
     def _begin(self) -> Timestamp:
         """Return when a new stream begins.
@@ -216,7 +185,7 @@ class LiveIndex:
         Left to itself it would begin one tick in the future and say so by its first token, which would then pass for
         having seen a write of that very tick. From a time that has been, a token means what it says.
         """
-        now: Timestamp = self._collection.database.command("ping")["operationTime"]
+        now = self._source.now()
         # Where nothing has happened since the collection was dropped, a stream from now would see that again, and end.
         self._ahead = now == self._gone
         return Timestamp(now.time, now.inc + 1) if self._ahead else now
@@ -229,7 +198,7 @@ class LiveIndex:
             event = stream.try_next()
             while event is not None:
                 self._note(event, news)
-                news.drained = len(news) < _BATCH
+                news.drained = len(news) < BATCH
                 event = stream.try_next() if news.drained else None
             news.token = stream.resume_token
             news.drained = news.drained and news.token != future
@@ -240,106 +209,90 @@ class LiveIndex:
         if event["operationType"] in _GONE:
             self._gone = event["clusterTime"]
             raise CollectionGoneError(f"the collection saw {event['operationType']!r}")
-        id = event["documentKey"]["_id"]
+        id, news.at = event["documentKey"]["_id"], event["clusterTime"]
         if event["operationType"] != "update":
             news.changed.append(id)
             return
         fields = [f"{name}." for name in (*event.get("updated", ()), *event.get("removed", ()))]
-        if any(self._is_content(name) for name in fields):
+        if any(map(self._source.is_content, fields)):
             news.changed.append(id)
-        elif any(name.startswith(_PRIVATE) for name in fields):
+        elif any(map(is_private, fields)):
             news.computed.append(id)
 
-    def _is_content(self, name: str) -> bool:
-        """Say whether a field (with a dot behind it) can change what the vector is made of, or the filter."""
-        if name.startswith(_PRIVATE):
-            return False
-        key = f"{self._key}."
-        return bool(self._filter) or self._key == BASE or name.startswith(key) or key.startswith(name)
-
     def _load(self) -> None:
-        fresh = self.index.anew()
+        fresh = self.index.anew(expected=self._source.expected())
         self._skipped.clear()
-        self._ready_at = None
         if self._keeper is not None:
             self._keeper.begin()
-        query = self._with_filter({f"{self._token}.v": self.version, f"{self._token}.error": {"$exists": False}})
-        # The bytes of many documents at a time: what it yields is not what its annotation says.
-        for batch in self._collection.find_raw_batches(query, {"v": f"${self._path}"}, batch_size=_BATCH):
-            self._put_batch(fresh, cast("bytes", batch))
+        for batch in self._source.batches():
+            self._put_batch(fresh, batch)
             if self._stop.is_set():
                 return
         fresh.tend()
-        with self._moved:
-            self.index, self._ready, self._error = fresh, True, None
-            self._moved.notify_all()
-
-    def _with_filter(self, query: dict[str, Any]) -> dict[str, Any]:
-        return {"$and": [query, self._filter]} if self._filter else query
+        # What was read first may have changed before the last was read: whole when the stream has come to here.
+        self.index, self._ready_at = fresh, self._source.now()
 
     def _apply(self, news: News) -> None:
-        for part in partition_all(_BATCH, news.changed):
-            self._read_again(part, keep_older=False)
-        for part in partition_all(_BATCH, news.computed):
-            self._read_again(part, keep_older=True)
-        if len(news):
-            self.index.tend()
-            if self._keeper is not None:
-                self._keeper.changed(len(news))
+        if not len(news):
+            return
+        held = len(self.index)
+        self._read_again(news.ids, news.at, older=set(map(id_key, news.computed)) - set(map(id_key, news.changed)))
+        if held and not len(self.index):  # of another dimension than those that went, some were skipped
+            for part in partition_all(BATCH, list(self._skipped.items())):
+                self._read_again(dict(part), news.at)
+        self.index.tend()
+        if self._keeper is not None:
+            self._keeper.changed(len(news))
 
-    def _read_again(self, ids: Sequence[Any], *, keep_older: bool) -> None:
-        """Move the index to what these documents are now.
+    def _read_again(self, ids: Mapping[Any, Any], at: Timestamp, older: Set[Any] = frozenset()) -> None:
+        """Move the index, in one step, to what these documents were at a time.
 
         Parameters
         ----------
-        keep_older : bool
-            Leave the vectors of those that a newer version has computed: their content is the same.
+        ids : mapping
+            Identifiers by their keys.
+        at : bson.Timestamp
+        older : set
+            Keys of those whose vectors stay where a newer version has computed them: their content is the same.
         """
-        for key in map(id_key, ids):
+        for key in ids:
             self._skipped.pop(key, None)
-        found = list(self._collection.find(self._with_filter({"_id": {"$in": list(ids)}}), self._fields()))
-        mine = [(document["_id"], get_path(document, self._path)) for document in found if self._mine(document)]
-        present = set(map(id_key, self._put(self.index, mine)))
-        if keep_older:
-            present |= {id_key(document["_id"]) for document in found if self._version_of(document) > self.version}
-        self.index.remove([id for id in ids if id_key(id) not in present])
-
-    def _fields(self) -> dict[str, int]:
-        return {self._path: 1, self._token: 1}
-
-    def _mine(self, document: Mapping[str, Any]) -> bool:
-        return self._version_of(document) == self.version and get_path(document, f"{self._token}.error", None) is None
-
-    def _version_of(self, document: Mapping[str, Any]) -> int:
-        version = get_path(document, f"{self._token}.v", None)
-        return version if isinstance(version, int) else 0
+        found = self._source.as_of(at, list(ids.values()))
+        newer = {id_key(document["_id"]) for document in found if self._source.version_of(document) > self.version}
+        fitting, vectors = self._fitting(self.index, filter(self._source.is_current, found))
+        stay = newer & older | set(map(id_key, fitting))
+        self.index.change(fitting, vectors, [id for key, id in ids.items() if key not in stay])
 
     def _put_batch(self, index: VectorIndex, batch: bytes) -> None:
-        block = block_of(batch)
-        if block is not None:
-            ids, vectors = block
-            fits = index.dimension in (None, vectors.shape[1]) and np.isfinite(vectors).all()
-            if fits and (self.index.measure.name != "cosine" or vectors.any(axis=1).all()):
-                index.put_packed(ids, vectors)
-                return
-        documents = bson.decode_all(batch, self._collection.codec_options)
-        self._put(index, [(document["_id"], document.get("v")) for document in documents])
+        blocks, rest = blocks_of(batch, self._source.path)
+        for ids, vectors in blocks:
+            self._put_block(index, ids, vectors)
+        index.put(*self._fitting(index, (bson.decode(document, self._source.codec_options) for document in rest)))
 
-    def _put(self, index: VectorIndex, outputs: Iterable[tuple[Any, Any]]) -> list[Any]:
-        """Add outputs by identifier; return the identifiers of those that are vectors that fit."""
+    def _put_block(self, index: VectorIndex, ids: list[Any], vectors: Floats) -> None:
+        fits = np.asarray(np.isfinite(vectors).all(axis=1))
+        if index.measure.name == "cosine":
+            fits &= vectors.any(axis=1)
+        fits &= index.dimension in (None, vectors.shape[1])
+        if not fits.all():
+            odd = [unpacked_id(ids[i]) for i in np.flatnonzero(~fits).tolist()]
+            self._skipped.update(zip(id_keys(odd), odd, strict=True))
+            ids, vectors = [ids[i] for i in np.flatnonzero(fits).tolist()], vectors[fits]
+        index.put_packed(ids, vectors)
+
+    def _fitting(self, index: VectorIndex, documents: Iterable[Mapping[str, Any]]) -> tuple[list[Any], Floats]:
+        """Return the identifiers and outputs of those documents whose outputs are vectors that fit."""
         ids: list[Any] = []
         vectors: list[Floats] = []
-        for id, output in outputs:
-            vector = stored_vector(output)
+        for document in documents:
+            id, vector = document["_id"], stored_vector(self._source.output(document))
             wanted = index.dimension or (len(vectors[0]) if vectors else None)
             if vector is None or wanted not in (None, len(vector)) or not self._has_direction(vector):
                 self._skipped[id_key(id)] = id
                 continue
             ids.append(id)
             vectors.append(vector)
-        if ids:
-            index.put(ids, np.stack(vectors))
-        return ids
+        return ids, np.stack(vectors) if ids else np.empty((0, index.dimension or 0), dtype=np.float32)
 
     def _has_direction(self, vector: Floats) -> bool:
         return self.index.measure.name != "cosine" or bool(vector.any())

@@ -10,11 +10,11 @@ import numpy as np
 from pymongo.collection import Collection
 
 from superduper_nb.components.store import Component
-from superduper_nb.documents.paths import output_path, token_path
+from superduper_nb.documents.paths import get_path, output_path, token_path
 from superduper_nb.models.loading import Loader
 from superduper_nb.search.ids import packed_ids, unpacked_id
 from superduper_nb.search.measures import BUILTIN, Floats, Measure
-from superduper_nb.search.vectors import block_of, stored_vector
+from superduper_nb.search.vectors import Block, blocks_of, stored_vector
 
 __all__ = ["current_outputs", "measure_of", "read_vectors"]
 
@@ -44,11 +44,9 @@ def read_vectors(collection: Collection[dict[str, Any]], loader: Loader, index: 
     directed = index.definition["measure"] == "cosine"
     ids: list[Any] = []
     rows: list[Floats] = []
-    found = collection.find_raw_batches(
-        current_outputs(loader, index), {"v": f"${path}"}, batch_size=_BATCH, sort=[("_id", 1)]
-    )
+    found = collection.find_raw_batches(current_outputs(loader, index), {path: 1}, batch_size=_BATCH, sort=[("_id", 1)])
     for batch in found:
-        for some, vectors in _blocks(cast("bytes", batch), collection):
+        for some, vectors in _blocks(cast("bytes", batch), path, collection):
             keep = np.isfinite(vectors).all(axis=1) & (vectors.any(axis=1) | (not directed))
             if vectors.shape[1] == (rows[0] if rows else vectors).shape[1]:
                 ids += [unpacked_id(some[i]) for i in np.flatnonzero(keep).tolist()]
@@ -56,12 +54,13 @@ def read_vectors(collection: Collection[dict[str, Any]], loader: Loader, index: 
     return ids, np.concatenate(rows) if rows else np.empty((0, 1), dtype=np.float32)
 
 
-def _blocks(batch: bytes, collection: Collection[dict[str, Any]]) -> Iterator[tuple[list[Any], Floats]]:
+def _blocks(batch: bytes, path: str, collection: Collection[dict[str, Any]]) -> Iterator[Block]:
     """Yield identifiers, packed, and vectors: all of a batch at once where they are of one layout."""
-    if (block := block_of(batch)) is not None:
-        yield block
+    blocks, rest = blocks_of(batch, path)
+    if len(blocks) == 1 and not rest:
+        yield blocks[0]
         return
     documents: list[Mapping[str, Any]] = bson.decode_all(batch, collection.codec_options)
-    for document in documents:
-        if (vector := stored_vector(document.get("v"))) is not None:
+    for document in documents:  # in their order, which blocks of several layouts don't keep
+        if (vector := stored_vector(get_path(document, path, None))) is not None:
             yield packed_ids([document["_id"]]), vector[None, :]

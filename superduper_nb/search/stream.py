@@ -9,8 +9,11 @@ from typing import Any, Final
 from bson import Timestamp
 from pymongo.errors import ConnectionFailure, PyMongoError
 
+from superduper_nb.search.ids import id_key
+
 __all__ = ["PIPELINE", "CollectionGoneError", "News", "may_resume", "time_of"]
 
+_BEGINNING: Final = Timestamp(0, 0)
 _NAMES: Final = {"$map": {"input": {"$objectToArray": "$updateDescription.updatedFields"}, "in": "$$this.k"}}
 PIPELINE: Final[list[dict[str, Any]]] = [
     {
@@ -35,6 +38,8 @@ class News:
         Documents whose own content may have changed.
     computed : list
         Documents of which only outputs changed.
+    at : bson.Timestamp
+        When the last of the changes was made.
     token : mapping
         Up to where.
     drained : bool
@@ -43,11 +48,17 @@ class News:
 
     changed: list[Any] = field(default_factory=list)
     computed: list[Any] = field(default_factory=list)
+    at: Timestamp = _BEGINNING
     token: Mapping[str, Any] | None = None
     drained: bool = True
 
     def __len__(self) -> int:
         return len(self.changed) + len(self.computed)
+
+    @property
+    def ids(self) -> dict[Any, Any]:
+        """Each document once, by the key of its identifier."""
+        return {id_key(id): id for id in (*self.changed, *self.computed)}
 
 
 class CollectionGoneError(Exception):

@@ -17,7 +17,10 @@ from superduper_nb.documents.content import CONTENT
 from superduper_nb.errors import InvalidInputError
 from superduper_nb.search.measures import Floats
 
-__all__ = ["block_of", "stored_vector"]
+__all__ = ["Block", "blocks_of", "stored_vector"]
+
+Block = tuple[list[Any], Floats]
+"""Identifiers, and vectors of shape (n, d)."""
 
 _HEADER: Final = b"\x27\x00"
 """Of a BSON binary vector: float32, no padding."""
@@ -72,46 +75,94 @@ def _bfloat16(data: bytes) -> Any:
 
 _ID_AT: Final = 9
 """Where the value of ``_id`` begins: behind the length of the document, the type and the name of the field."""
-_BEFORE: Final = 10
-"""Bytes between ``_id`` and the numbers: type, name ``v``, length, subtype, header."""
 _INTS: Final[dict[int, tuple[str, Callable[[int], Any]]]] = {0x10: ("<i4", int), 0x12: ("<i8", Int64)}
 _OBJECT_ID: Final = 0x07
+_STRING: Final = 0x02
 
 
-def block_of(batch: bytes) -> tuple[list[Any], Floats] | None:
-    """Read a raw batch of documents ``{_id, v: vector}`` at once, where they are all of one layout; else return None.
+def blocks_of(batch: bytes, path: str) -> tuple[list[Block], list[bytes]]:
+    """Read documents that hold an identifier and a vector, many of one layout at a time.
 
     Parameters
     ----------
     batch : bytes
-        BSON documents one behind the other.
+        BSON documents one behind the other, as a projection to `path` gives them.
+    path : str
+        Where in them the vector is.
 
     Returns
     -------
-    tuple of list and array of shape (n, d)
-        The identifiers (ObjectIds or whole numbers) as `superduper_nb.search.ids.packed_ids` keeps them, and the
+    blocks : list of (list, array of shape (n, d))
+        Identifiers (ObjectIds, whole numbers or strings) as `superduper_nb.search.ids.packed_ids` keeps them, and
         vectors.
+    rest : list of bytes
+        The documents that are of no such layout.
     """
-    size = int.from_bytes(batch[:4], "little")
-    if size < _ID_AT + _BEFORE or len(batch) % size:
+    blocks, rest = [], []
+    for rows in _by_size(batch):
+        block = _block(rows, path)
+        if block is None:
+            rest += [row.tobytes() for row in rows]
+        else:
+            blocks.append(block)
+    return blocks, rest
+
+
+def _by_size(batch: bytes) -> list[NDArray[np.uint8]]:
+    """Return the documents of each size as the rows of an array."""
+    data = np.frombuffer(batch, dtype=np.uint8)
+    starts: dict[int, list[int]] = {}
+    start = 0
+    while start < len(batch):
+        size = int.from_bytes(batch[start : start + 4], "little")
+        starts.setdefault(size, []).append(start)
+        start += size
+    if len(starts) == 1:
+        return [data.reshape(-1, size)]
+    return [data[np.add.outer(at, np.arange(size))] for size, at in starts.items()]
+
+
+def _block(rows: NDArray[np.uint8], path: str) -> Block | None:
+    """Read documents of one size; None unless all are of the one layout."""
+    size, kind = rows.shape[1], int(rows[0, 4])
+    width = _width(kind, rows[0])
+    begin, tail = _ID_AT + width + len(_frame(path, 0)), path.count(".") + 1
+    count, odd = divmod(size - begin - tail, 4)
+    if not width or odd or count < 1:
         return None
-    rows = np.frombuffer(batch, dtype=np.uint8).reshape(-1, size)
-    kind = batch[4]
-    width = 12 if kind == _OBJECT_ID else np.dtype(_INTS[kind][0]).itemsize if kind in _INTS else 0
-    begin = _ID_AT + width + _BEFORE
-    count, odd = divmod(size - 1 - begin, 4)
-    head = b"\x05v\0" + (4 * count + 2).to_bytes(4, "little") + bytes([VECTOR_SUBTYPE]) + _HEADER
-    if not width or odd or count < 1 or batch[begin - _BEFORE : begin] != head:
+    # All but the identifier and the numbers is the same everywhere.
+    frame = np.r_[0:_ID_AT, _ID_AT + width : begin, size - tail : size]
+    wanted = rows[0, :_ID_AT].tobytes() + _frame(path, count) + bytes(tail)
+    if rows[0, frame].tobytes() != wanted or (rows[:, frame] != rows[0, frame]).any():
         return None
-    frame = np.r_[0:_ID_AT, begin - _BEFORE : begin]
-    if (rows[:, frame] != rows[0, frame]).any():
-        return None
-    vectors = np.ascontiguousarray(rows[:, begin : size - 1]).view("<f4")
+    vectors = np.ascontiguousarray(rows[:, begin : size - tail]).view("<f4")
     return _ids(kind, np.ascontiguousarray(rows[:, _ID_AT : _ID_AT + width])), vectors
+
+
+def _width(kind: int, document: NDArray[np.uint8]) -> int:
+    """Return how many bytes an identifier takes; 0 where it is of another kind."""
+    if kind == _STRING:
+        return 4 + int.from_bytes(document[_ID_AT : _ID_AT + 4].tobytes(), "little")
+    return 12 if kind == _OBJECT_ID else np.dtype(_INTS[kind][0]).itemsize if kind in _INTS else 0
+
+
+def _frame(path: str, count: int) -> bytes:
+    """Return what is between an identifier and the numbers of a vector: the heads of the documents around it."""
+    *outer, name = path.split(".")
+    size = len(_HEADER) + 4 * count
+    head = b"\x05" + name.encode() + b"\0" + size.to_bytes(4, "little") + bytes([VECTOR_SUBTYPE]) + _HEADER
+    size = len(head) + 4 * count
+    for name in reversed(outer):
+        size += 5  # its own length, and the zero at its end
+        head = b"\x03" + name.encode() + b"\0" + size.to_bytes(4, "little") + head
+        size += len(name.encode()) + 2
+    return head
 
 
 def _ids(kind: int, column: NDArray[np.uint8]) -> list[Any]:
     if kind == _OBJECT_ID:
         return list(column.view("V12").ravel().tolist())
+    if kind == _STRING:
+        return [row.tobytes().decode() for row in column[:, 4:-1]]
     dtype, make = _INTS[kind]
     return list(map(make, column.view(dtype).ravel().tolist()))

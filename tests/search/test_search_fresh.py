@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import pytest
 from pymongo import MongoClient
@@ -142,53 +141,6 @@ def test_a_new_definition_answers_at_once(corpus: Any) -> None:
     definition = {"models": ["m"], "keys": ["x"], "measure": "l2", "filter": {}}
     made.store.put("semantic_index", "near", definition, collection="docs")
     assert made.ask([1.0]).scores == [1.0, 0.5]
-
-
-# --- at the same time ----------------------------------------------------------------------------------------------
-
-
-def test_searches_beside_writers_are_right_for_some_moment(corpus: Any) -> None:
-    """Writers move documents between two places and delete and insert others; each answer must have been true once."""
-    made: Corpus = corpus("dot")
-    n = 400
-    made.insert([[float(i)] for i in range(n)])
-    made.ask([1.0])
-    stop, wrong = threading.Event(), []
-
-    def write(seed: int) -> None:
-        random = np.random.default_rng(seed)
-        mine = [i for i in range(n) if i % 2 == seed]
-        while not stop.is_set():
-            ids = random.choice(mine, 20, replace=False).tolist()
-            made.compute({id: [float(id + n)] for id in ids[:10]})
-            made.docs.delete_many({"_id": {"$in": ids[10:]}})
-            made.compute({id: [float(id)] for id in ids[:10]})
-            made.insert([[float(id)] for id in ids[10:]], ids=ids[10:])
-
-    def search() -> None:
-        while not stop.is_set():
-            reply = made.engine.search(_request(made, n=1000))
-            possible = all(score in (id, id + n) for id, score in zip(reply.ids, reply.scores, strict=True))
-            best_first = reply.scores == sorted(reply.scores, reverse=True)
-            if not (possible and best_first and len(set(reply.ids)) == len(reply.ids) >= n - 20):
-                wrong.append(reply)
-
-    threads = [threading.Thread(target=write, args=(i,)) for i in range(2)]
-    threads += [threading.Thread(target=search) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    time.sleep(5)
-    stop.set()
-    for thread in threads:
-        thread.join()
-    assert not wrong
-    made.check([1.0], n=1000)
-
-
-def _request(made: Corpus, **options: Any) -> Any:
-    from superduper_nb.search import SearchRequest
-
-    return SearchRequest(database=made.database.name, collection="docs", vector=[1.0], **options)
 
 
 # --- faults --------------------------------------------------------------------------------------------------------

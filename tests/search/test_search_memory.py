@@ -59,7 +59,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return a list that gets the collection of each index that is loaded from MongoDB."""
     calls: list[str] = []
     load = LiveIndex._load
-    monkeypatch.setattr(LiveIndex, "_load", lambda live: (calls.append(live._collection.name), load(live))[1])
+    monkeypatch.setattr(LiveIndex, "_load", lambda live: (calls.append(live._source._collection.name), load(live))[1])
     return calls
 
 
