@@ -17,6 +17,8 @@
         ├── OverloadedError         a queue is full: try again after ``retry_after`` seconds
         └── DeadlineError           it took longer than allowed (also a TimeoutError)
 
+`Interrupted` stands beside it: a ``KeyboardInterrupt`` that says what goes on and what does not.
+
 Each message says what happened, with which value, and what is allowed or how to mend it; no message holds a secret.
 """
 
@@ -30,6 +32,7 @@ __all__ = [
     "ConfigError",
     "ConflictError",
     "DeadlineError",
+    "Interrupted",
     "InvalidInputError",
     "JobCancelledError",
     "JobFailedError",
@@ -60,9 +63,19 @@ class SuperduperError(Exception):
 
     def _render_traceback_(self) -> list[str] | None:
         """Tell IPython to show one line; the traceback stays on the exception for ``%debug``."""
-        if not SuperduperError.short:
-            return None
-        return [f"{type(self).__name__}: {self}"]
+        return _one_line(self)
+
+
+class Interrupted(KeyboardInterrupt):
+    """Somebody pressed stop while this package waited or worked."""
+
+    def _render_traceback_(self) -> list[str] | None:
+        """Tell IPython to show one line."""
+        return _one_line(self)
+
+
+def _one_line(error: BaseException) -> list[str] | None:
+    return [f"{type(error).__name__}: {error}"] if SuperduperError.short else None
 
 
 class ConfigError(SuperduperError):

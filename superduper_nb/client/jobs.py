@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from superduper_nb.errors import DeadlineError, JobCancelledError, JobFailedError, NotFoundError
+from superduper_nb.errors import DeadlineError, Interrupted, JobCancelledError, JobFailedError, NotFoundError
 from superduper_nb.jobs import FINAL_STATES
 from superduper_nb.jobs.duplicates import PairStore
 
@@ -86,8 +86,15 @@ class Job:
             It was cancelled.
         DeadlineError
             It did not end in time; it goes on.
+        Interrupted
+            Somebody pressed stop; it goes on, too, as others may wait for it.
         """
-        record = self._ended(timeout)
+        try:
+            record = self._ended(timeout)
+        except Interrupted:
+            raise
+        except KeyboardInterrupt as error:
+            raise Interrupted(f"job {self.id} goes on; jobs[{self.id!r}].cancel() stops it.") from error
         self._workspace.mark()
         if record["state"] == "succeeded":
             return self

@@ -10,6 +10,7 @@ from typing import Any
 from pymongo.database import Database
 
 from superduper_nb.documents.download import DownloadPolicy
+from superduper_nb.errors import Interrupted
 from superduper_nb.jobs.kinds import work_of
 from superduper_nb.jobs.records import JobStore
 from superduper_nb.jobs.running import RunningJob
@@ -58,7 +59,11 @@ def _run(job: RunningJob, database: Database[Any], loader: Loader, policy: Downl
                 return
     except Exception as error:
         job.error = error
+    except KeyboardInterrupt as error:
+        job.store.cancel(job.id)
+        told = f"job {job.id} ({job.record['name']}) is cancelled; what it has written stays"
+        raise Interrupted(f"{told}, jobs[{job.id!r}].retry() does the rest.") from error
     except BaseException:
-        job.store.cancel(job.id)  # Ctrl-C: what is written stays, the rest waits for a retry
+        job.store.cancel(job.id)
         raise
     job.finish()

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from superduper_nb.errors import (
     DeadlineError,
+    Interrupted,
     InvalidInputError,
     MongoUnavailableError,
     SuperduperError,
@@ -38,10 +39,17 @@ _NAMED: Final = re.compile(r"'?(\$[A-Za-z]+)'?")
 
 
 @contextmanager
-def one_line() -> Iterator[None]:
-    """Turn errors of pymongo and bson into this package's; everything else passes."""
+def one_line(name: str) -> Iterator[None]:
+    """Turn errors of pymongo and bson, and interrupts, into this package's; everything else passes.
+
+    `name` is the sub-command that is at work.
+    """
     try:
         yield
+    except Interrupted:
+        raise
+    except KeyboardInterrupt as error:
+        raise Interrupted(f"%sddb {name} was stopped.") from error
     except SuperduperError:
         raise
     except Exception as error:

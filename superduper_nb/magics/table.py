@@ -106,7 +106,7 @@ def run(
         return Outcome(Note(str(help)))
     _check_body(command, cell)
     call = Call(args, connections, names or {}, cell, options, scope)
-    with one_line():
+    with one_line(command.name):
         value = command.run(call)
     bindings = dict(call.bindings)
     bindings |= {name: value for name in (args.output, parsed.variable) if name}
