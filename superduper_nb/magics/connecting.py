@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import suppress
 from typing import Any, Final
 from urllib.parse import parse_qs, urlsplit
 
-from superduper_nb.errors import InvalidInputError
+from superduper_nb.errors import InvalidInputError, SuperduperError
 from superduper_nb.magics.call import Call
 from superduper_nb.magics.command import Command, name_argument
 from superduper_nb.magics.line import Parser
@@ -85,12 +86,22 @@ def use(call: Call) -> Note:
     database = connection.client[target.database]
     chosen = database[target.collection] if target.collection else database
     count = database[target.collection].estimated_document_count() if target.collection else None
+    if target.collection:
+        _expect_searches(connection, target)
     connection.target, connection.alias = target, call.args.alias or ""
     if call.args.alias:
         call.bindings[call.args.alias] = chosen
     told = f"{call.args.alias} = {target}" if call.args.alias else f"using {target}"
     documents = "" if count is None else f": {count:,} document{'' if count == 1 else 's'}"
     return Note(told + documents)
+
+
+def _expect_searches(connection: Connection, target: Target) -> None:
+    """See that indexes, and the models that encode their queries, are on their way into memory."""
+    client = connection.client
+    with suppress(SuperduperError):  # the first search tells what is wrong with one of them
+        for index in client[target.database][target.collection].semantic_indexes:
+            client.services.describe_index(target.database, target.collection, index)
 
 
 def status(call: Call) -> Status | Live:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from typing import Any
@@ -70,6 +71,9 @@ def test_the_quickstart_cell_by_cell(open_notebook: Open) -> None:
     status = book.output(where["status"]).inner_text()
     assert all(word in status for word in ("mongodb", "running", "jobs", "linear algebra", "model server"))
     assert book.output(where["find"]).locator("script, iframe, object, embed").count() == 0
+    shown = json.dumps([book.outputs(number) for number in cells])
+    assert book.lab.token not in shown
+    assert "mongodb://" not in shown
     for name, number in where.items():
         shoot(book, f"quickstart-{name}", number)
     check(book)

@@ -19,6 +19,14 @@ def test_use_binds_the_collection_and_says_how_much_is_there(docs: Any, connecti
     assert repr(run(f"use {docs.database.name}", connections=connections).value) == f"using {docs.database.name}"
 
 
+def test_use_has_the_indexes_loaded_before_the_first_search_comes(docs: Any, mongo_uri: str, connections: Any) -> None:
+    with Client[dict[str, Any]](mongo_uri, **connect_options()) as fresh:
+        connections.open("fresh", {}, connect=lambda **_: fresh)
+        assert fresh.services.indexes() == []
+        run(f"use {docs.full_name} --on fresh", connections=connections)
+        assert [index["id"] for index in fresh.services.indexes()] == ["meaning"]
+
+
 def test_without_a_collection_in_use_the_error_says_how_to_choose_one(connections: Any) -> None:
     with pytest.raises(InvalidInputError, match=r"%sddb use database\.collection"):
         run("find", connections=connections)

@@ -25,10 +25,48 @@ def executed(folder: Path, *cells: str) -> Any:
     return notebook
 
 
+PASSWORD, TOKEN = "correcthorse", "batterystaple"
+
+WRONG = [
+    {"mongodb": {"uri": f"mongodb://me:{PASSWORD}@127.0.0.1:1/?serverSelectionTimeoutMS=50"}, "remote": False},
+    {"mongodb": {"uri": f"http://me:{PASSWORD}@127.0.0.1:1/"}},
+    {"url": f"http://me:{PASSWORD}@127.0.0.1:1/"},
+    {"url": f"http://127.0.0.1:1/?token={TOKEN}"},
+    {"url": "http://127.0.0.1:1/", "token": TOKEN},
+    {"url": "http://127.0.0.1:1/", "tokn": TOKEN},
+    {"downloads": {"headers": {"a.example": {"Authorization": TOKEN}, "b.example": [TOKEN]}}},
+]
+"""Arguments of `connect` that lead nowhere, and hold secrets."""
+
+EVERYTHING_SHOWN = (
+    *(f"%sddb {line}" for line in ("config", "connections", "collections", "describe", "stats", "models", "types")),
+    *(f"%sddb {line}" for line in ("watchers", "indexes", "jobs", "describe models/words", "find --explain")),
+    '%%sddb find --explain\n{"$like": {"text": "scarf"}}',
+    "docs, docs.database, docs.database.client, hits.query, repr(docs.database.client)",
+    "import json, os, traceback\nimport superduper_nb as sd",
+    """
+for wrong in json.loads(os.environ["WRONG"]):
+    try:
+        sd.connect(**wrong)
+    except sd.errors.SuperduperError as error:
+        print("told in full", error, repr(error))
+        traceback.print_exc()
+    """,
+    f"""
+for line in ("connect mongodb://me:{PASSWORD}@127.0.0.1:1/", "connect http://127.0.0.1:1/?token={TOKEN}"):
+    result = get_ipython().run_cell("%sddb " + line)
+    assert not result.success
+    """,
+)
+"""What of a connection can be seen, and what its errors say."""
+
+
 def test_the_session_of_the_design(
     home: Path, docs: Any, mongo_uri: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("SUPERDUPER_MONGODB__URI", mongo_uri)
+    monkeypatch.setenv("SUPERDUPER_TOKEN", TOKEN)
+    monkeypatch.setenv("WRONG", json.dumps(WRONG))
     notebook = executed(
         tmp_path,
         "%load_ext superduper_nb",
@@ -39,6 +77,7 @@ def test_the_session_of_the_design(
         "hits.to_pandas(), docs.predict('words', 'a red scarf')",
         "%sddb status",
         "%sddb wait",
+        *EVERYTHING_SHOWN,
     )
     loaded, used, inserted, found, *_ = (cell.outputs for cell in notebook.cells)
     assert loaded == []
@@ -48,11 +87,12 @@ def test_the_session_of_the_design(
     (table,) = found
     assert "6 documents · index meaning (" in table.data["text/plain"]
     assert foreign_parts(table.data["text/html"]) == []
-    saved = json.dumps(notebook)
+    saved = json.dumps([cell.outputs for cell in notebook.cells])
     assert "widget-view" not in saved
     password = urlsplit(mongo_uri).password
     assert password
-    assert password not in saved
+    assert [secret for secret in (password, PASSWORD, TOKEN) if secret in saved] == []
+    assert saved.count("told in full") == len(WRONG)
 
 
 @pytest.mark.parametrize(
