@@ -61,8 +61,8 @@ def _run(job: RunningJob, database: Database[Any], loader: Loader, policy: Downl
         job.error = error
     except KeyboardInterrupt as error:
         job.store.cancel(job.id)
-        told = f"job {job.id} ({job.record['name']}) is cancelled; what it has written stays"
-        raise Interrupted(f"{told}, jobs[{job.id!r}].retry() does the rest.") from error
+        what = f"job {job.id} ({job.record['name']}) is cancelled; what it has written stays"
+        raise Interrupted(f"{what}, jobs[{job.id!r}].retry() does the rest.") from error
     except BaseException:
         job.store.cancel(job.id)
         raise
