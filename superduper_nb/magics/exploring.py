@@ -37,7 +37,6 @@ def map(call: Call) -> EmbeddingMap:
     """Show the vectors of a semantic index as points of a plane."""
     args = call.args
     options = {"semantic_index": args.index, "label": args.label, "color": args.color, "layout": args.layout}
-    options["dark"] = args.dark
     return EmbeddingMap(call.collection, _filter(call), limit=args.n, **options)
 
 
@@ -62,7 +61,6 @@ def _map_options(parser: Parser) -> None:
     parser.add_argument("--label", metavar="FIELD", help="shown when a point is pointed at; default: the indexed field")
     parser.add_argument("--color", metavar="FIELD", help="colours the points")
     parser.add_argument("--layout", choices=LAYOUTS, default="pca", help="umap is computed in the background")
-    parser.add_argument("--dark", action="store_true", help="draw on black, as your page is")
 
 
 _EXPLORE: Final = """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from importlib import resources
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 from superduper_nb.errors import InvalidInputError
@@ -20,6 +20,7 @@ __all__ = ["MOST", "Explorer"]
 MOST: Final = 48
 """Most documents on show: a page to look at, not to scroll through."""
 _EXAMPLES: Final = 20
+_VIEWS: Final = "superduper_nb.widgets.views"
 
 Read = Callable[[str], Mapping[str, Any]]
 """Reads a filter that somebody typed."""
@@ -101,8 +102,7 @@ class Explorer:
         """Close the view; what it showed stays as it is."""
         leaving, self._view = self._view, None
         if leaving is not None:
-            leaving.layout.close()
-            leaving.close()
+            import_module(_VIEWS).close(leaving)
 
     def __repr__(self) -> str:
         return f"{self.result!r}\n{self.query}"
@@ -112,7 +112,9 @@ class Explorer:
         still = {"text/plain": repr(self), "text/html": self.result._repr_mimebundle_()["text/html"]}
         if not html.in_notebook():
             return still
-        self._view = _view()(html=self._drawn(), n=self._n, most=MOST, filter=self._filter_text())
+        self._view = import_module(_VIEWS).ExplorerView(
+            html=self._drawn(), n=self._n, most=MOST, filter=self._filter_text()
+        )
         self._view.on_msg(self._heard)
         return {**(self._view._repr_mimebundle_()[0] or {}), **still}
 
@@ -242,26 +244,3 @@ def _extended_json(text: str) -> Mapping[str, Any]:
     if not isinstance(filter, Mapping):
         raise InvalidInputError('the filter is a document, such as {"price": {"$lt": 50}}.')
     return filter
-
-
-def _view() -> Any:
-    """Return the class of the view; made when it is first needed, for anywidget takes 200 ms to import."""
-    global _VIEW
-    if _VIEW is None:
-        import anywidget
-        import traitlets
-
-        folder = resources.files(__package__).joinpath("templates")
-
-        class ExplorerView(anywidget.AnyWidget):
-            _esm = folder.joinpath("explore.js").read_text("utf-8")
-            html = traitlets.Unicode().tag(sync=True)
-            filter = traitlets.Unicode().tag(sync=True)
-            n = traitlets.Int().tag(sync=True)
-            most = traitlets.Int().tag(sync=True)
-
-        _VIEW = ExplorerView
-    return _VIEW
-
-
-_VIEW: Any = None

@@ -25,6 +25,7 @@ LAYOUTS: Final = ("pca", "umap")
 _SHADES: Final = " ·░▒▓█"
 _COLUMNS, _ROWS = 64, 18
 _MOST_COLORS: Final = 20
+_VIEWS: Final = "superduper_nb.widgets.views"
 
 
 class EmbeddingMap:
@@ -49,8 +50,6 @@ class EmbeddingMap:
         How they are laid out.
     limit : int
         Most points.
-    dark : bool
-        Draw on black: a kernel can't know the theme of the page.
     """
 
     def __init__(
@@ -63,17 +62,17 @@ class EmbeddingMap:
         color: str | None = None,
         layout: Layout = "pca",
         limit: int = LIMIT,
-        dark: bool = False,
     ) -> None:
         if layout not in LAYOUTS:
             raise InvalidInputError(f"a layout is 'pca' or 'umap', not {layout!r}.{did_you_mean(str(layout), LAYOUTS)}")
-        self._collection, self._dark = collection, dark
+        self._collection = collection
         self.points: Points = read_points(
             collection, filter, semantic_index=semantic_index, label=label, color=color, limit=limit
         )
         self.layout: Layout = "pca"
         self.xy, self._share = principal(self.points.vectors)
         self._scatter: Any = None
+        self._parts: tuple[Any, ...] = ()
         self._problem = ""
         self._thread = Thread(target=self._lay_out, name="superduper-layout", daemon=True)
         if layout == "umap":
@@ -112,10 +111,9 @@ class EmbeddingMap:
 
     def close(self) -> None:
         """Close the view."""
-        leaving, self._scatter = self._scatter, None
-        if leaving is not None:
-            leaving.widget.layout.close()
-            leaving.widget.close()
+        leaving, self._scatter, self._parts = self._parts, None, ()
+        if leaving:
+            import_module(_VIEWS).close(*leaving)
 
     def __repr__(self) -> str:
         return "\n".join([*self._shaded(), self._told()])
@@ -125,29 +123,36 @@ class EmbeddingMap:
         if not html.in_notebook():
             return still
         try:
-            shown = self._drawn().widget._repr_mimebundle_()
+            self._drawn()
+            shown = self._parts[-1]._repr_mimebundle_() or {}
         except ImportError:
             note = "pip install 'superduper-nb[map]' draws it, with hover and lasso."
             return {**still, "text/html": html.note_html(f"{still['text/plain']}\n{note}")}
-        return {**(shown[0] if isinstance(shown, tuple) else shown), **still}
+        return {**shown, **still}
 
     def _drawn(self) -> Any:
         if self._scatter is None:
-            self._scatter = self._made()
+            self._scatter = scatter = self._made()
+            theme = import_module(_VIEWS).PageTheme()
+            theme.observe(lambda change: self._paint(scatter, dark=change["new"]), "dark")
+            self._parts = scatter.widget, theme, import_module("ipywidgets").VBox([scatter.widget, theme])
         return self._scatter
 
     def _made(self) -> Any:
         scatter = import_module("jscatter").Scatter(data=self._frame(), x="x", y="y", height=440, width="auto")
         told = ["group"] if self._colored() else []
         scatter.tooltip(enable=True, properties=told, preview="label", preview_type="text")
-        scatter.background("#111111" if self._dark else "#ffffff")
         scatter.axes(False)
         scatter.size(default=max(2, min(9, 2_000 // len(self))))
         scatter.camera(distance=1.2)  # room around, so that a lasso gets around the outermost
-        if self._colored():
-            scatter.color(by="group")
-            scatter.legend(True)
+        scatter.legend(self._colored())
+        self._paint(scatter, dark=False)
         return scatter
+
+    def _paint(self, scatter: Any, *, dark: bool) -> None:
+        """Choose colours that are seen on the page."""
+        scatter.background("#111111" if dark else "#ffffff")
+        scatter.color(default="#7fb0ff" if dark else "#2f6fd6", **({"by": "group"} if self._colored() else {}))
 
     def _colored(self) -> bool:
         return 1 < len(set(self.points.groups)) <= _MOST_COLORS

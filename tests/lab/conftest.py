@@ -186,3 +186,17 @@ class Book:
 
 
 _PANEL = "jupyterapp.shell.currentWidget"
+
+
+def violations(page: Any, *views: str) -> list[tuple[str, str]]:
+    """Return what axe-core finds wrong in parts of a page, and where."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    serious = []
+    for view in views:
+        found = axe.run(page, context=view).response["violations"]
+        serious += [
+            (broken["id"], broken["nodes"][0]["html"][:200])
+            for broken in found
+            if broken["impact"] in ("serious", "critical")
+        ]
+    return serious

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from io import BytesIO
 from typing import Any
 
 import pytest
+from PIL import Image
 
-from tests.lab.conftest import SHOTS
-from tests.lab.test_lab import USE, check, shoot
+from tests.lab.conftest import SHOTS, violations
+from tests.lab.test_lab import THEMES, USE, check, shoot
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(480)]
 
@@ -32,6 +35,15 @@ docs.create_model("words", words, type="vector")
 docs.create_watcher("words", "text")
 docs.create_semantic_index("meaning", ["words"], ["text"])
 docs.insert_many(rows).jobs.wait(120);
+
+from PIL import Image
+from superduper_nb.documents import AudioClip
+
+tone = np.sin(np.arange(12_000) / 8_000 * 2 * np.pi * 440).astype(np.float32)
+shades = [Image.new("RGB", (320, 200), shade) for shade in ("teal", "salmon")]
+media = [{"name": "a shade", "picture": shade} for shade in shades]
+media += [{"name": "a tone", "sound": AudioClip(tone, 8_000)}, {"name": "a film", "film": b"\0\0\0 ftypisom" + bytes(1_000)}]
+docs.database["media"].insert_many(media);
 """
 
 
@@ -44,6 +56,9 @@ def test_more_like_this_a_lasso_and_completion(open_notebook: Callable[..., Any]
         "%sddb map --color stuff -o chart",
         "print(seen.query)\nprint(len(chart.selected), len(list(docs.find(chart.filter))))",
         "%sddb status --live",
+        "%sddb jobs --live",
+        "%%sddb find --in lab.media --as gallery\n{}",
+        '%%sddb find --explain\n{"price": {"$lt": 50}, "$like": {"text": "wool scarf"}}',
         "%%sddb find\n",
     )
     for number in range(3):
@@ -67,6 +82,10 @@ def test_more_like_this_a_lasso_and_completion(open_notebook: Callable[..., Any]
     book.run(3)
     canvas = book.output(3).locator("canvas").first
     canvas.wait_for(timeout=60_000)
+    book.theme("Dark")
+    wait_for_shade(canvas, dark=True)
+    book.theme("Light")
+    wait_for_shade(canvas, dark=False)
     book.output(3).locator("button").nth(1).click()
     lasso(book.page, canvas)
     shoot(book, "map", 3)
@@ -81,7 +100,20 @@ def test_more_like_this_a_lasso_and_completion(open_notebook: Callable[..., Any]
     live.get_by_role("button", name="Stop following").click()
     live.get_by_role("button", name="Stop following").wait_for(state="detached", timeout=20_000)
     assert "running" in live.inner_text()
-    book.cell(6).locator(".cm-content").click()
+    for number in (6, 7, 8):
+        book.run(number)
+    media = book.output(7)
+    assert media.locator("audio").evaluate(LENGTH) == pytest.approx(1.5, abs=0.01)
+    assert media.get_by_role("img", name="picture of row 1").is_visible()
+    assert book.output(6).get_by_role("rowheader").or_(book.output(6).get_by_role("row")).count() > 1
+    for theme in reversed(THEMES):
+        book.theme(theme)
+        for name, number in {"jobs-live": 6, "media": 7, "explain": 8, "status-live": 5}.items():
+            book.shoot(name, number, theme)
+        assert violations(book.page, ".jp-OutputArea") == []
+    book.output(6).get_by_role("button", name="Stop following").click()
+    book.output(6).get_by_role("button", name="Stop following").wait_for(state="detached", timeout=20_000)
+    book.cell(9).locator(".cm-content").click()
     book.page.keyboard.press("Control+End")
     book.page.keyboard.type("{price: {$l")
     book.page.keyboard.press("Tab")
@@ -90,6 +122,23 @@ def test_more_like_this_a_lasso_and_completion(open_notebook: Callable[..., Any]
     assert popup.locator(".jp-Completer-match").all_inner_texts() == ["$like", "$lt", "$lte"]
     book.page.screenshot(path=str(SHOTS / "completion-dark.png"))
     check(book)
+
+
+LENGTH = """audio => new Promise(done => {
+  if (audio.readyState) done(audio.duration);
+  else audio.addEventListener('loadedmetadata', () => done(audio.duration));
+})"""
+
+
+def wait_for_shade(canvas: Any, *, dark: bool) -> None:
+    """Wait until a map is drawn on the page's own background."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        corner = Image.open(BytesIO(canvas.screenshot())).convert("L").getpixel((400, 430))
+        if (corner < 60) if dark else (corner > 200):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"the map's background is {corner} of 255")
 
 
 def lasso(page: Any, canvas: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from scripts import demo
-from tests.lab.conftest import PANEL, SHOTS, Lab
+from tests.lab.conftest import PANEL, SHOTS, Lab, violations
 from tests.lab.notebooks import code_cells
 from tests.lab.test_lab import THEMES, USE, check
 
@@ -36,20 +36,6 @@ docs.create_semantic_index("meaning", models=["slow"], keys=["text"]);
 INSERT = "result = docs.insert_many([{'text': 'x' * n} for n in range(1, 61)])\nresult.jobs"
 FIND = '%%sddb find -n 3\n{"$like": {"text": "xxx"}, "text": {"$ne": ObjectId("5" * 24)}}  # a comment'
 CANCELLED = "assert [job.status for job in result.jobs.values()] == ['cancelled']"
-
-
-def violations(page: Any, *views: str) -> list[tuple[str, str]]:
-    """Return what axe-core finds wrong in parts of a page, and where."""
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
-    serious = []
-    for view in views:
-        found = axe.run(page, context=view).response["violations"]
-        serious += [
-            (broken["id"], broken["nodes"][0]["html"][:200])
-            for broken in found
-            if broken["impact"] in ("serious", "critical")
-        ]
-    return serious
 
 
 def positions(bar: Any, seconds: float = 60.0) -> Iterator[float]:

@@ -115,6 +115,36 @@ def test_a_map_shows_what_the_index_searches(docs: Any, notebook: None) -> None:
         EmbeddingMap(docs, {"price": 0})
 
 
+def test_a_map_is_as_dark_as_its_page(docs: Any, notebook: None) -> None:  # noqa: F811
+    pytest.importorskip("jscatter")
+    seen = EmbeddingMap(docs)
+    seen._repr_mimebundle_()
+    view, theme, _ = seen._parts
+    assert list(view.background_color) == [1, 1, 1, 1]
+    theme.set_state({"dark": True})  # as the page does
+    assert max(view.background_color[:3]) < 0.1
+    assert min(view.legend_color[:3]) > 0.5
+    seen.close()
+
+
+@pytest.mark.drill
+def test_a_better_layout_takes_the_place_of_the_first(docs: Any, notebook: None) -> None:  # noqa: F811
+    pytest.importorskip("umap")
+    manifold = pytest.importorskip("sklearn.manifold")
+    docs.insert_many([{"text": f"thing{a} stuff{b}"} for a in range(12) for b in range(12)])
+    seen = EmbeddingMap(docs, layout="umap")
+    assert seen.layout == "pca"
+    shown = seen._repr_mimebundle_()
+    assert "UMAP is being computed" in shown["text/plain"]
+    first = seen._scatter.widget.points.copy()
+    seen.wait(120)
+    assert seen.layout == "umap"
+    assert "UMAP is being" not in repr(seen)
+    assert not np.array_equal(first, seen._scatter.widget.points)
+    assert manifold.trustworthiness(seen.points.vectors, seen.xy, n_neighbors=5) > 0.8
+    seen.close()
+
+
 def test_a_live_view_moves_and_ends_as_a_picture(monkeypatch: pytest.MonkeyPatch, notebook: None) -> None:
     looks, shown, seen = iter(range(1000)), [], threading.Event()
 
