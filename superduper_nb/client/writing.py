@@ -22,6 +22,7 @@ from superduper_nb.client.results import (
     with_jobs,
 )
 from superduper_nb.client.writes import PlannedWrite, prepared
+from superduper_nb.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from superduper_nb.client.database import Database
@@ -57,6 +58,11 @@ class WritingCollection(pymongo.collection.Collection[_DocumentType]):
 
     def insert_many(self, documents: Any, *args: Any, **kwargs: Any) -> InsertManyResult:
         """Insert documents, as pymongo does; the result's ``jobs`` are those that follow."""
+        if hasattr(documents, "to_dict"):  # pymongo would ask for its truth value
+            raise InvalidInputError(
+                "insert_many takes documents, not a data frame: give frame.to_dict('records') (pandas) or "
+                "frame.to_dicts() (polars), or in a notebook write %sddb insert --from frame."
+            )
         session = _named("insert_many", args, kwargs).get("session")
         if not self._workspace.managed or isinstance(documents, Mapping) or not hasattr(documents, "__iter__"):
             return with_jobs(super().insert_many(documents, *args, **kwargs), self._no_jobs(), InsertManyResult)

@@ -9,6 +9,7 @@ import warnings
 from typing import TYPE_CHECKING, Any, Final
 
 from superduper_nb.errors import ConfigError, SuperduperError
+from superduper_nb.magics.asking import answered
 from superduper_nb.magics.completion import matcher
 from superduper_nb.magics.magic import SuperduperMagics
 from superduper_nb.magics.project import configure
@@ -36,6 +37,7 @@ def load(ipython: InteractiveShell) -> None:
         warnings.warn(str(error), stacklevel=3)
     shell.register_magics(magics)
     shell.Completer.custom_matchers.append(matcher)
+    shell.input_transformers_cleanup.append(answered)
     _allow_attributes(shell.Completer, allow=True)
     for (module, name), function in DISPLAYS.items():
         shell.display_formatter.ipython_display_formatter.for_type_by_name(module, name, function)
@@ -53,6 +55,7 @@ def unload(ipython: InteractiveShell) -> None:
         shell.magics_manager.magics[kind].pop("sddb", None)
     shell.configurables.remove(magics)
     shell.Completer.custom_matchers.remove(matcher)
+    shell.input_transformers_cleanup.remove(answered)
     _allow_attributes(shell.Completer, allow=False)
     for module, name in DISPLAYS:
         shell.display_formatter.ipython_display_formatter.pop(f"{module}.{name}", None)

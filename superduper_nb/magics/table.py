@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from types import ModuleType
 from typing import Any, Final
 
 from superduper_nb.errors import InvalidInputError, did_you_mean
@@ -28,21 +29,16 @@ from superduper_nb.widgets.listing import Note
 
 __all__ = ["COMMANDS", "Outcome", "overview", "run"]
 
+_TOPICS: Final[Mapping[str, tuple[ModuleType, ...]]] = {
+    "the cluster": (connecting,),
+    "what there is": (looking, describing),
+    "finding": (querying, mongosh, exploring),
+    "writing": (writing, exporting),
+    "models": (modelling,),
+    "jobs": (working,),
+}
 COMMANDS: Final[Mapping[str, Command]] = {
-    command.name: command
-    for module in (
-        connecting,
-        looking,
-        describing,
-        querying,
-        mongosh,
-        exploring,
-        writing,
-        exporting,
-        modelling,
-        working,
-    )
-    for command in module.COMMANDS
+    command.name: command for modules in _TOPICS.values() for module in modules for command in module.COMMANDS
 }
 
 
@@ -140,9 +136,21 @@ def _check_body(command: Command, cell: str | None) -> None:
 def overview() -> str:
     """Return the list of sub-commands."""
     width = max(map(len, COMMANDS))
-    lines = (f"  {command.name:<{width}}  {command.summary}" for command in COMMANDS.values())
-    return "\n".join(["%sddb SUB-COMMAND …, or %%sddb SUB-COMMAND … with a body below", "", *lines, "", _ENDING])
+    lines = []
+    for topic, modules in _TOPICS.items():
+        commands = (command for module in modules for command in module.COMMANDS)
+        lines += ["", topic, *(f"  {command.name:<{width}}  {command.summary}" for command in commands)]
+    return "\n".join([_BEGINNING, *lines, "", _ENDING])
 
 
-_ENDING: Final = """%sddb SUB-COMMAND --help tells more. Everywhere: --on NAME names the connection, -o VARIABLE binds
-the result and shows it, VARIABLE << SUB-COMMAND … binds only, a closing ; shows nothing."""
+_BEGINNING: Final = """%sddb SUB-COMMAND …, or %%sddb SUB-COMMAND … with a body below. To begin with:
+
+  %sddb connect
+  %sddb use shop.products --as docs
+
+  %%sddb find -n 6 -o hits
+  {"price": {"$lt": 50}, "$like": {"text": "something warm"}}"""
+
+_ENDING: Final = """%sddb SUB-COMMAND --help (or %sddb SUB-COMMAND?) tells more. Everywhere: --on NAME names the
+connection, -o VARIABLE binds the result and shows it, VARIABLE << SUB-COMMAND … binds only, a closing ;
+shows nothing."""

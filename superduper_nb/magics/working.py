@@ -84,8 +84,11 @@ def _each(chosen: Sequence[Job], method: str, done: str) -> Note:
 
 
 def logs(call: Call) -> Note:
-    """Show what a job printed."""
-    (job,) = _chosen(call)
+    """Show what a job printed: the one that is named, else the newest."""
+    chosen = _chosen(call) if call.args.ids else _recorded(call).list(limit=1)
+    if not chosen:
+        return Note(f"{call.target} has no job")
+    job = chosen[0]
     lines = [str(entry.get("text", "")) for entry in job.logs(call.args.since)]
     return Note("\n".join(lines) or f"{job.name} ({job.id}) printed nothing")
 
@@ -125,7 +128,7 @@ def _ids_options(parser: Parser) -> None:
 
 
 def _logs_options(parser: Parser) -> None:
-    parser.add_argument("ids", nargs=1, metavar="ID", help="which job")
+    parser.add_argument("ids", nargs="*", metavar="ID", help="which job; default: the newest")
     parser.add_argument("--since", type=int, default=0, metavar="LINE", help="from this line on")
 
 

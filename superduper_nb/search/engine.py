@@ -273,7 +273,7 @@ def _chosen(store: ComponentStore, request: SearchRequest) -> Component:
         )
     if len(found) > 1:
         names = ", ".join(repr(component.id) for component in found)
-        raise InvalidInputError(f"{where} has several semantic indexes: say semantic_index= one of {names}.")
+        raise InvalidInputError(f"{where} has several semantic indexes: say semantic_index= (--index) one of {names}.")
     return found[0]
 
 

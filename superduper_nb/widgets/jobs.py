@@ -36,7 +36,7 @@ class JobState:
     done, total, failed : int
         Documents: worked through, to work through (0: unknown), failed one by one.
     error : str
-        Why it failed; empty where it did not.
+        Why it failed, or the first of its documents that did; empty where none did.
     rate, eta : float
         Documents in a second, and seconds to go (0: unknown).
     note : str
@@ -57,12 +57,18 @@ class JobState:
     @property
     def mood(self) -> Mood:
         """Which colour goes with its state."""
-        return _MOODS.get(self.state, ("", "○"))[0]
+        return self._look[0]
 
     @property
     def mark(self) -> str:
         """The sign that stands before its state: colour alone tells nothing to many readers."""
-        return _MOODS.get(self.state, ("", "○"))[1]
+        return self._look[1]
+
+    @property
+    def _look(self) -> tuple[Mood, str]:
+        if self.state == "succeeded" and self.failed:
+            return "warn", "!"
+        return _MOODS.get(self.state, ("", "○"))
 
     @property
     def count(self) -> str:
@@ -94,12 +100,16 @@ def _state(record: Mapping[str, Any]) -> JobState:
     done, total, failed = (int(numbers.get(name) or 0) for name in ("done", "total", "failed"))
     rate, eta = (float(numbers.get(name) or 0.0) for name in ("rate", "eta"))
     name, id = visible(shorten(str(record["name"]), 80)), visible(str(record["_id"]))
-    error, note = _reason(record.get("error")), visible(shorten(str(record.get("note") or ""), 200))
+    error, note = _reason(record), visible(shorten(str(record.get("note") or ""), 200))
     return JobState(id, name, str(record["state"]), done, total, failed, error, rate, eta, note)
 
 
-def _reason(error: Mapping[str, Any] | None) -> str:
-    return visible(shorten(f"{error.get('type')}: {error.get('message')}", 300)) if error else ""
+def _reason(record: Mapping[str, Any]) -> str:
+    """Return why a job failed, else how the first of its documents did."""
+    if error := record.get("error"):
+        return visible(shorten(f"{error.get('type')}: {error.get('message')}", 300))
+    first = (record.get("failures") or {}).get("first") or ()
+    return visible(shorten(f"_id {first[0]['_id']!r}: {first[0]['error']}", 300)) if first else ""
 
 
 def job_row(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,7 +122,7 @@ def job_row(record: Mapping[str, Any]) -> dict[str, Any]:
         "of": progress.get("total"),
         "failed": progress.get("failed"),
         "created": record.get("created"),
-        "error": _reason(record.get("error")),
+        "error": _reason(record),
         "id": record["_id"],
         **({"note": record["note"]} if record.get("note") else {}),
     }

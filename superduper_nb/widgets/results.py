@@ -11,7 +11,7 @@ from superduper_nb.widgets import columns, export, html
 from superduper_nb.widgets.clean import shorten, visible
 from superduper_nb.widgets.grid import Grid, grid, grid_text
 from superduper_nb.widgets.plot import ScorePlot, score_plot
-from superduper_nb.widgets.values import Cell
+from superduper_nb.widgets.values import Cell, is_vector
 
 __all__ = ["HIDDEN", "LAST", "MOST_ROWS", "Document", "Facts", "Layout", "Result", "scores_of"]
 
@@ -182,7 +182,8 @@ class Result(Sequence[dict[str, Any]]):
         return {"text/plain": self._text(table), "text/html": self._html(table)}
 
     def _grid(self) -> Grid:
-        return grid(self._documents[: self._limit], hidden=HIDDEN, last=LAST)
+        shown = map(_without_vectors, self._documents[: self._limit])
+        return grid(shown, hidden=HIDDEN, last=LAST)
 
     def _text(self, table: Grid) -> str:
         if not table.rows:
@@ -223,6 +224,25 @@ class Document(dict[str, Any]):
     def _grid(self) -> Grid:
         fields = [(name, value) for name, value in self.items() if name not in HIDDEN or name == "_score"]
         return grid({"field": name, "value": value} for name, value in fields[:MOST_ROWS])
+
+
+def _without_vectors(document: dict[str, Any]) -> dict[str, Any]:
+    """Leave out outputs that tell a reader nothing: the vectors that searches compare."""
+    if not isinstance(outputs := document.get("_outputs"), dict):
+        return document
+    rest = {name: value for name, value in document.items() if name != "_outputs"}
+    return {**rest, "_outputs": telling} if (telling := _telling(outputs)) else rest
+
+
+def _telling(outputs: dict[str, Any]) -> dict[str, Any]:
+    telling = {}
+    for name, value in outputs.items():
+        if isinstance(value, dict):
+            if inner := _telling(value):
+                telling[name] = inner
+        elif not is_vector(value):
+            telling[name] = value
+    return telling
 
 
 def _duration(ms: float) -> str:

@@ -19,7 +19,7 @@ from superduper_nb.widgets.pictures import Budget, Picture, is_picture, thumbnai
 from superduper_nb.widgets.sniffing import media_kind
 from superduper_nb.widgets.sounds import Sound, is_sound, player
 
-__all__ = ["Cell", "Kind", "Limits", "cell"]
+__all__ = ["Cell", "Kind", "Limits", "cell", "is_vector"]
 
 LONGEST: Final = 500
 NODES: Final = 80
@@ -185,6 +185,14 @@ def _vector(value: Any) -> str | None:
     if getattr(value, "subtype", None) == 9 and hasattr(value, "as_vector"):
         return f"binary vector, {len(value):,} bytes"
     return None
+
+
+def is_vector(value: Any) -> bool:
+    """Tell whether `value` is shown by its first and last numbers."""
+    try:
+        return _vector(value) is not None
+    except Exception:  # an object may lie about what it is
+        return False
 
 
 def _is_array(value: Any) -> bool:

@@ -42,7 +42,8 @@ from superduper_nb.documents import AudioClip
 tone = np.sin(np.arange(12_000) / 8_000 * 2 * np.pi * 440).astype(np.float32)
 shades = [Image.new("RGB", (320, 200), shade) for shade in ("teal", "salmon")]
 media = [{"name": "a shade", "picture": shade} for shade in shades]
-media += [{"name": "a tone", "sound": AudioClip(tone, 8_000)}, {"name": "a film", "film": b"\0\0\0 ftypisom" + bytes(1_000)}]
+media.append({"name": "a tone", "sound": AudioClip(tone, 8_000)})
+media.append({"name": "a film", "film": bytes(4) + b"ftypisom" + bytes(1_000)})
 docs.database["media"].insert_many(media);
 """
 

@@ -146,6 +146,9 @@ def test_options_come_from_the_project_else_from_the_user(
 def test_help_is_where_ipython_looks_for_it(shell: Any) -> None:
     assert "find documents, by filter and by meaning" in shell.object_inspect_text("%sddb")
     assert "usage: %sddb use" in repr(shell.run_cell("%sddb use --help").result)
+    for question in ("%sddb use?", "%%sddb use ?", "\n%sddb use??\n"):
+        assert "usage: %sddb use" in repr(shell.run_cell(question).result)
+    assert shell.run_cell("x = 3\nx").result == 3
 
 
 def test_loading_is_silent_and_leaves_no_trace(home: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
@@ -161,6 +164,7 @@ def test_loading_is_silent_and_leaves_no_trace(home: Any, monkeypatch: pytest.Mo
             sorted(shell.magics_manager.magics["cell"]),
             len(shell.configurables),
             len(shell.Completer.custom_matchers),
+            len(shell.input_transformers_cleanup),
             len(formatters.mimebundle_formatter.deferred_printers),
             len(formatters.ipython_display_formatter.deferred_printers),
             sorted(shell.events.callbacks["pre_run_cell"], key=repr),

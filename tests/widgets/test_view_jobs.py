@@ -8,7 +8,7 @@ import pytest
 
 from superduper_nb.widgets import progress
 from superduper_nb.widgets.display import show_jobs, write_bundle
-from superduper_nb.widgets.jobs import JobState, finished, jobs_html, jobs_text, snapshot
+from superduper_nb.widgets.jobs import JobState, finished, job_row, jobs_html, jobs_text, snapshot
 from superduper_nb.widgets.panel import panel
 from superduper_nb.widgets.progress import JobsView
 from tests.widgets.payloads import foreign_parts
@@ -245,6 +245,16 @@ def test_text_and_html_tell_the_same() -> None:
         assert word in text
         assert word in html
     assert 'max="7" value="3"' in html
+
+
+def test_documents_that_failed_are_told_with_the_first_of_their_reasons() -> None:
+    failures = {"count": 2, "first": [{"_id": 7, "error": "ValueError: no"}, {"_id": 8, "error": "KeyError: 'x'"}]}
+    progress = {"done": 5, "total": 5, "failed": 2}
+    one = {"_id": "a", "name": "m/text", "state": "succeeded", "progress": progress, "failures": failures}
+    states = snapshot([one])
+    assert jobs_text(states) == "! succeeded  m/text  5/5, 2 failed  _id 7: ValueError: no  a"
+    assert 'class="sddb-state sddb-warn"' in jobs_html(states)
+    assert job_row(one)["error"] == "_id 7: ValueError: no"
 
 
 def test_a_total_that_is_not_known_yet() -> None:

@@ -81,6 +81,18 @@ def test_plain_text_informs_by_itself() -> None:
     )
 
 
+def test_vectors_of_models_are_not_shown_and_other_outputs_are() -> None:
+    vector = np.ones(8, dtype="float32")
+    documents = [{"_id": 1, "_outputs": {"text": {"words": vector, "price": 3.5}, "img": {"clip": [0.5] * 9}}}]
+    result = Result(documents)
+    assert "_outputs" in repr(result)
+    assert "{text: {price: 3.5}}" in repr(result)
+    assert "words" not in repr(result)
+    assert result[0]["_outputs"]["text"]["words"] is vector
+    only = Result([{"_id": 1, "_outputs": {"text": {"words": vector}}}])
+    assert "_outputs" not in bundle(only)["text/html"] + bundle(only)["text/plain"]
+
+
 def test_wide_and_double_width_text_is_aligned() -> None:
     lines = repr(Result([{"a": "日本語テキスト" * 20, "b": 1}, {"a": "x", "b": 22}])).splitlines()
     assert lines[1].rstrip().endswith("… 1".replace(" ", "   ")) or "…" in lines[1]
