@@ -148,6 +148,10 @@ class JobsConfig(_Section):
         threads of each that compute.
     in_flight
         Parts of jobs under way at one time, at least; twice as many as there are threads, where that is more.
+    memory_gb
+        A worker of our own cluster that has more is ended; default: the machine's, shared among them.
+    batch_timeout
+        Seconds that a batch may take before its worker is ended.
     """
 
     host: Host | None = None
@@ -158,6 +162,8 @@ class JobsConfig(_Section):
     max_workers: int | None = Field(default=None, ge=1, le=4096)
     threads: int = Field(default=1, ge=1, le=1024)
     in_flight: int = Field(default=8, ge=1, le=10_000)
+    memory_gb: float | None = Field(default=None, gt=0)
+    batch_timeout: float = Field(default=600, gt=0)
 
     @property
     def scheduler(self) -> str | None:

@@ -291,7 +291,13 @@ class LocalServices(_Engines):
             self._pool = _pool(config, self.mongo_uri)
             undo.callback(self._pool.close)
             self._pool.start()
-            self._dispatcher = Dispatcher(client, self._pool, in_flight=config.jobs.in_flight, on_event=on_event)
+            self._dispatcher = Dispatcher(
+                client,
+                self._pool,
+                in_flight=config.jobs.in_flight,
+                batch_timeout=config.jobs.batch_timeout,
+                on_event=on_event,
+            )
             undo.callback(self._dispatcher.close)
             self._dispatcher.start()
             self._follower = Follower(client, self._dispatcher.notify)
@@ -343,6 +349,7 @@ def _pool(config: Config, mongo_uri: str) -> DaskPool:
         max_workers=settings.max_workers,
         workers=_workers(config),
         threads=settings.threads,
+        memory=_bytes(settings.memory_gb),
         environment=environment,
     )
 
@@ -353,9 +360,13 @@ def _model_server(config: Config, mongo_uri: str, loop: AbstractEventLoop | None
         partial(load_model, mongo_uri),
         partial(current_version, mongo_uri),
         replicas=settings.replicas,
-        memory=int(settings.memory_gb * 2**30) if settings.memory_gb else None,
+        memory=_bytes(settings.memory_gb),
         loop=loop,
     )
+
+
+def _bytes(gb: float | None) -> int | None:
+    return int(gb * 2**30) if gb else None
 
 
 # The model server's child process calls these with the URI bound; it keeps its connection and loaders.

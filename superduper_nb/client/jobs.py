@@ -135,7 +135,7 @@ class Job:
         """Queue it again, with the documents that failed, and what follows from it."""
         jobs = self._workspace.jobs
         jobs.retry(self.id)
-        self._workspace.services.notify(self._workspace.name, [self.id, *{job["_id"] for job in jobs.behind(self.id)}])
+        self._workspace.announce([self.id, *{job["_id"] for job in jobs.behind(self.id)}])
         return self
 
     def __repr__(self) -> str:

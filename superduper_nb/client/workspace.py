@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from bson import Timestamp
@@ -15,6 +16,7 @@ from superduper_nb.client.jobs import Jobs
 from superduper_nb.components import Component
 from superduper_nb.components.store import COLLECTION
 from superduper_nb.documents.codec import Codec
+from superduper_nb.errors import ServiceError
 from superduper_nb.jobs import JobStore, NewJob
 from superduper_nb.jobs.backfill import backfill, dependents, matching
 from superduper_nb.jobs.upkeep import DOWNLOAD, WHOLE_COLLECTION, Step, Upkeep, Work, new_jobs, upkeep_of
@@ -157,12 +159,17 @@ class Workspace:
         """Let jobs begin whose write is done."""
         if not _in_transaction(session):
             self.jobs.release(list(jobs))
-            self.services.notify(self.name, list(jobs))
+            self.announce(jobs)
 
     def started(self, jobs: dict[str, str]) -> Jobs:
         """Have recorded jobs looked at now, and return them as users hold them."""
-        self.services.notify(self.name, list(jobs.values()))
+        self.announce(jobs.values())
         return Jobs(self, jobs)
+
+    def announce(self, jobs: Collection[str]) -> None:
+        """Have recorded jobs looked at now. They are found without it, so a server that is away fails no write."""
+        with suppress(ServiceError):
+            self.services.notify(self.name, list(jobs))
 
     def backfill(self, watchers: Sequence[Watcher], parents: Sequence[str] = ()) -> dict[str, str]:
         """Record the jobs that compute watchers' outputs for all documents there are, after their parents."""

@@ -30,9 +30,21 @@ _CLOSE_TIMEOUT_S: Final = 8
 
 
 class WorkerLostError(ServiceError):
-    """The worker died with a task in it, or with one in its queue."""
+    """The worker died with a task in it, or with one in its queue.
+
+    Parameters
+    ----------
+    message : str
+        What happened.
+    worker : str
+        Which process it was: no two have the same name.
+    """
 
     code = "worker_lost"
+
+    def __init__(self, message: str, worker: str = "") -> None:
+        super().__init__(message)
+        self.worker = worker
 
 
 class PoolLostError(ServiceError):
@@ -58,6 +70,8 @@ class DaskPool:
         Our own pool grows to so many while there is work for them, and shrinks back to `workers`.
     threads : int, default 1
         Threads of each.
+    memory : int, optional
+        Bytes that each may have, before it is ended and another started. Default: the machine's, shared among them.
     environment : mapping of str to str
         Handed to the workers (where MongoDB is, for instance).
     """
@@ -70,6 +84,7 @@ class DaskPool:
         workers: int = 2,
         max_workers: int | None = None,
         threads: int = 1,
+        memory: int | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self._external, self._tls = address, tls
@@ -78,6 +93,7 @@ class DaskPool:
             "workers": workers,
             "max_workers": max_workers or workers,
             "threads": threads,
+            "memory": memory,
             "environment": dict(environment or {}),
         }
         self._process: subprocess.Popen[str] | None = None
@@ -214,8 +230,8 @@ def _relay(remote: Any, local: Future[Any]) -> None:
 
     try:
         local.set_result(remote.result(timeout=_CALL_TIMEOUT_S))
-    except KilledWorker:
-        local.set_exception(WorkerLostError("A worker died with the task."))
+    except KilledWorker as error:
+        local.set_exception(WorkerLostError("A worker died with the task.", error.last_worker.server_id))
     except (CommClosedError, CancelledError, asyncio.CancelledError) as error:
         local.set_exception(PoolLostError(f"The workers' scheduler is gone ({type(error).__name__})."))
     except BaseException as error:

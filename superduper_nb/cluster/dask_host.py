@@ -32,6 +32,8 @@ def settings() -> dict[str, Any]:
     return {
         "distributed.deploy.lost-worker-timeout": "1 hour",  # 15 s: a pool under repeated kills shrinks to nothing
         "distributed.scheduler.worker-ttl": "30s",  # 5 min: as long does a stopped worker hold its task
+        # What a model leaks can't be moved to disk, and a worker that pauses for it never goes on: only its end helps.
+        **{f"distributed.worker.memory.{measure}": False for measure in ("target", "spill", "pause")},
         "distributed.scheduler.allowed-failures": 0,  # the dispatcher finds out who it was, and runs the others again
         "distributed.scheduler.http.routes": [],  # Dask's web pages ask nobody for a password
         "distributed.worker.http.routes": [],
@@ -58,11 +60,13 @@ async def _serve(options: dict[str, Any], answer: TextIO) -> None:
     dask.config.set({**settings(), **own})
     from distributed import LocalCluster  # its import sets logging up as the settings say
     from distributed.security import Security
+    from distributed.system import MEMORY_LIMIT
 
     security = Security.temporary()
     async with LocalCluster(
         n_workers=options["workers"],
         threads_per_worker=options["threads"] + READING_AND_WRITING,
+        memory_limit=options["memory"] or MEMORY_LIMIT // options["max_workers"],
         processes=True,
         host="127.0.0.1",
         dashboard_address=None,

@@ -75,6 +75,8 @@ class Dispatcher:
     in_flight : int
         Parts submitted at one time, at least; two for each thread that computes, so that while one is computed the
         next is on its way. Short jobs have half as many more.
+    batch_timeout : float
+        Seconds that a batch may take: a model that hangs is ended with its worker, the document found and given up.
     on_event : callable, optional
         Called with ``{"type": "job", "database", "job", "state", "done", "total", "failed"}`` when a job begins, moves
         on (at most ten times a second) or ends; with ``{"type": "changed", "database", "job"}`` when anybody queues,
@@ -87,9 +89,11 @@ class Dispatcher:
         pool: Pool,
         *,
         in_flight: int = 4,
+        batch_timeout: float = 600,
         on_event: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
         self._client, self._pool, self._least, self._in_flight = client, pool, in_flight, in_flight
+        self._batch_timeout = batch_timeout
         self._on_event = on_event or (lambda event: None)
         self._owner = f"{owner_name()}:{uuid.uuid4().hex[:6]}"
         self._events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -99,7 +103,6 @@ class Dispatcher:
         self._out: dict[str, tuple[RunningJob, Part]] = {}
         self._dirty: set[str] = set()
         self._scanned = self._renewed = float("-inf")
-        self._lost_in_a_row = 0
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=target, daemon=True) for target in (self._run, self._watch)]
 
@@ -241,7 +244,8 @@ class Dispatcher:
     def _submit(self, job: RunningJob, part: Part) -> None:
         key = f"superduper-{job.id}-{uuid.uuid4().hex}"  # Dask runs one key once: a second attempt needs its own
         try:
-            what = (self._names[job.id], assignment(job.record), part.ids, key)
+            limit = None if job.whole else self._batch_timeout
+            what = (self._names[job.id], assignment(job.record, limit), part.ids, key)
             future = self._pool.submit(key, execute, *what, priority=int(job.short))
         except ServiceError:
             job.again.appendleft(part)
@@ -259,7 +263,7 @@ class Dispatcher:
         if isinstance(error, PoolLostError):
             job.again.append(part)
         elif isinstance(error, WorkerLostError):
-            self._isolate(job, part)
+            self._lost(job, part, error.worker)
         elif error is not None:
             job.error = error
         else:
@@ -269,7 +273,7 @@ class Dispatcher:
 
     def _account(self, job: RunningJob, part: Part, result: Outcome | Broken) -> None:
         if isinstance(result, Outcome):
-            self._lost_in_a_row = 0
+            job.lost.clear()
             job.worker = result.worker
             job.count(part, result)
             job.close(part)
@@ -280,27 +284,46 @@ class Dispatcher:
         else:
             job.error = result.error
 
-    def _isolate(self, job: RunningJob, part: Part) -> None:
-        """Find the document that kills workers: cut up what was lost when it ran alone, until one is left."""
-        part.attempts += 1
+    def _lost(self, job: RunningJob, part: Part, worker: str) -> None:
         if job.whole:
             self._try_again(job, part)
             return
-        self._lost_in_a_row += 1
-        if self._lost_in_a_row > _LOST_IN_A_ROW:
+        job.lost.add(worker)
+        if len(job.lost) > _LOST_IN_A_ROW:
             job.error = WorkerLostError(
-                f"{self._lost_in_a_row} workers in a row died with this job (the model ended them, or memory ran out)."
+                f"{len(job.lost)} workers in a row died with this job (the model ended them, a batch took longer "
+                f"than {self._batch_timeout:g} s, or memory ran out)."
             )
-        elif part.attempts <= _TRUSTED_LOSSES + 1:
+        elif part.stuck:
+            self._disentangle(job, part)
+        else:
+            self._isolate(job, part)
+
+    def _isolate(self, job: RunningJob, part: Part) -> None:
+        """Find the document that kills workers: cut up what was lost when it ran alone, until one is left."""
+        part.attempts += 1
+        if part.attempts <= _TRUSTED_LOSSES + 1:
             job.again.append(part)
         elif len(part.ids) > 1:
             job.again.extend(part.split(_PIECES))
         elif part.attempts <= _TRUSTED_LOSSES + _ATTEMPTS:
             job.again.append(part)
         else:
-            self._condemn(job, part)
+            self._condemn(job, part, f"it killed its worker {_ATTEMPTS} times (a crash, or memory ran out)")
+
+    def _disentangle(self, job: RunningJob, part: Part) -> None:
+        """Find the document that a model hangs on: nobody else can be the reason, so it need not run alone."""
+        part.stuck = False
+        part.hangs += 1
+        if len(part.ids) > 1:
+            job.again.extend(part.split(_PIECES))
+        elif part.hangs < _ATTEMPTS:
+            job.again.append(part)
+        else:
+            self._condemn(job, part, f"the model took longer than {self._batch_timeout:g} s for it, {_ATTEMPTS} times")
 
     def _try_again(self, job: RunningJob, part: Part) -> None:
+        part.attempts += 1
         if part.attempts < _WHOLE_ATTEMPTS:
             job.again.append(part)
         else:
@@ -309,8 +332,7 @@ class Dispatcher:
                 "model ended them)."
             )
 
-    def _condemn(self, job: RunningJob, part: Part) -> None:
-        why = f"it killed its worker {_ATTEMPTS} times"
+    def _condemn(self, job: RunningJob, part: Part, why: str) -> None:
         database = self._client[self._names[job.id]]
         work_of(database, Loader(database), job.record).condemn(part.ids[0], why)
         job.count(part, Outcome(1, ({"_id": part.ids[0], "error": why},)))
@@ -319,7 +341,8 @@ class Dispatcher:
     def _moved(self, told: dict[str, Any]) -> None:
         if told["key"] in self._out:
             job, part = self._out[told["key"]]
-            part.partial = told["done"]
+            part.partial = told.get("done", part.partial)
+            part.stuck |= told.get("stuck", False)
             self._progress(job)
 
     def _progress(self, job: RunningJob) -> bool:

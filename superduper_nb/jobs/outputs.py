@@ -311,7 +311,7 @@ class _Run:
         ordered = sorted(tasks, key=lambda task: batches.size(task.input))
         ready: list[tuple[_Task, Any]] = []
         again, flushed, at = self._write([], drops), time.monotonic(), 0
-        size = self._refresh.predictor.batch_size if tasks else 0
+        size = self._batch_size() if tasks else 0
         while at < len(ordered) and not self._stopped:
             with self._control.turn():
                 begun = time.monotonic()
@@ -325,6 +325,10 @@ class _Run:
                 ready, flushed = [], now
             self._control.tell(done + min(at, len(ordered)))
         return again + self._write(ready, [])
+
+    def _batch_size(self) -> int:
+        with self._control.turn():  # a model that is loaded here takes as much as one that computes
+            return self._refresh.predictor.batch_size
 
     def _write(self, computed: list[tuple[_Task, Any]], drops: list[Drop]) -> list[Any]:
         if not computed and not drops:

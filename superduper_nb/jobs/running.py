@@ -43,6 +43,10 @@ class Part:
         Documents, of the whole chunk.
     partial : int
         Documents that its executor says it has done so far.
+    stuck : bool
+        Its executor said that a batch does not end, and that the worker will be ended.
+    hangs : int
+        How often that was so.
     """
 
     ids: list[Any]
@@ -55,6 +59,8 @@ class Part:
     done: int = 0
     failed: int = 0
     partial: int = 0
+    stuck: bool = False
+    hangs: int = 0
 
     def split(self, pieces: int) -> list[Part]:
         """Cut it up; the chunk is done when all its pieces are."""
@@ -86,6 +92,8 @@ class RunningJob:
         self.out: set[Part] = set()
         self.error: BaseException | dict[str, Any] | None = None
         self.worker: str | None = None
+        self.lost: set[str] = set()
+        """Workers that died with a part of it since one came to its end."""
         self._read = record["resume"]["cursor"]
         self._exhausted = False
         self._order: deque[Part] = deque()

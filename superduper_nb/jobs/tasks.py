@@ -8,8 +8,8 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -36,6 +36,7 @@ _LOOK_EVERY_S: Final = 0.25
 _TELL_EVERY_S: Final = 0.1
 _GRACE_S: Final = 20.0
 """A model that is stopped has so long to come to the end of a batch; then its worker process is ended."""
+_LAST_WORDS_S: Final = 1.0
 _LASTING: Final = 30
 
 
@@ -65,16 +66,23 @@ def is_passing(error: BaseException) -> bool:
 class _Minder(Control):
     """Looks in on a part from a thread beside it: stores what it prints, tells how far it is, stops it on demand."""
 
-    def __init__(self, store: JobStore, job: dict[str, Any], told: Callable[[int], None], *, worker: bool) -> None:
+    def __init__(self, store: JobStore, job: dict[str, Any], told: Callable[..., None], *, worker: bool) -> None:
         self.guard = worker
         self.lines = Lines()
         self._store, self._job, self._told, self._worker = store, job, told, worker
         self._stop, self._over, self._news = threading.Event(), threading.Event(), threading.Event()
         self._done = self._last = 0
+        self._computes_since: float | None = None
         self._thread = threading.Thread(target=self._mind, name="superduper-minder", daemon=True)
 
-    def turn(self) -> AbstractContextManager[None]:
-        return _turns().turn() if self._worker else nullcontext()
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        with _turns().turn() if self._worker else nullcontext():
+            self._computes_since = time.monotonic()
+            try:
+                yield
+            finally:
+                self._computes_since = None
 
     def stopped(self) -> bool:
         return self._stop.is_set()
@@ -105,13 +113,23 @@ class _Minder(Control):
                     self._stop.set()
                     stopped_at = min(stopped_at, looked)
             if self._worker and time.monotonic() - stopped_at > _GRACE_S:
-                os._exit(75)  # the pool starts another; a thread can't be ended in any other way
+                _end_worker()
+            self._end_what_hangs()
+
+    def _end_what_hangs(self) -> None:
+        limit, since = self._job.get("batch_timeout"), self._computes_since
+        if limit and since and time.monotonic() - since > limit:
+            self.lines.write("note", f"A batch took longer than {limit:g} s (jobs.batch_timeout): its worker is ended.")
+            self._store_lines(end=True)
+            self._told(stuck=True)
+            time.sleep(_LAST_WORDS_S)  # Dask sends them from another thread
+            _end_worker()
 
     def _pass_on(self) -> None:
         """Tell of progress as it is made, so that it is not old when it arrives."""
         if self._done != self._last:
             self._last = self._done
-            self._told(self._last)
+            self._told(done=self._last)
 
     def _wanted(self) -> bool:
         """Say whether the job is still ours; store what was printed on the way."""
@@ -127,10 +145,14 @@ class _Minder(Control):
                 self._store.log(self._job["_id"], lines)
 
 
-def assignment(job: dict[str, Any]) -> dict[str, Any]:
-    """Return what an executor has to know of a job."""
+def _end_worker() -> None:
+    os._exit(75)  # the pool starts another; a thread can't be ended in any other way
+
+
+def assignment(job: dict[str, Any], batch_timeout: float | None) -> dict[str, Any]:
+    """Return what an executor has to know of a job; a batch that takes longer than so many seconds ends its worker."""
     names = ("_id", "kind", "collection", "component", "retry_failed", "owner", "attempts")
-    return {name: job[name] for name in names}
+    return {**{name: job[name] for name in names}, "batch_timeout": batch_timeout}
 
 
 def run_part(
@@ -139,10 +161,10 @@ def run_part(
     job: dict[str, Any],
     ids: Sequence[Any],
     *,
-    told: Callable[[int], None],
+    told: Callable[..., None],
     worker: bool = False,
 ) -> Outcome:
-    """Do a part of a job's work."""
+    """Do a part of a job's work; `told` is called with ``done=`` documents, or with ``stuck=True`` before the end."""
     with _Minder(store, job, told, worker=worker) as minder, capture(minder.lines, tee=not worker):
         return work.run(ids, minder)
 
@@ -157,14 +179,14 @@ def execute(database: str, job: dict[str, Any], ids: Sequence[Any], key: str) ->
         return Broken(error_record(error), again=is_passing(error))
 
 
-def _teller(key: str) -> Callable[[int], None]:
+def _teller(key: str) -> Callable[..., None]:
     from distributed import get_worker
 
     try:
         worker = get_worker()
     except ValueError:  # not in one
-        return lambda done: None
-    return lambda done: worker.log_event(PROGRESS, {"key": key, "done": done})
+        return lambda **news: None
+    return lambda **news: worker.log_event(PROGRESS, {"key": key, **news})
 
 
 # A worker lives long: its connection and its loaded models are kept between tasks. They live in this module because

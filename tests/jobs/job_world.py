@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 import bson
 import psutil
 from bson import json_util
 from pymongo.database import Database
 
+from superduper_nb.cluster.dask import WorkerLostError
+from superduper_nb.documents.paths import get_path
 from superduper_nb.jobs import FINAL_STATES, JobStore, NewJob
 from superduper_nb.jobs.foreground import run_foreground
 from superduper_nb.jobs.outputs import Outcome, Refresh
@@ -120,12 +124,64 @@ class Oracle:
         }
 
     def _right(self, document: dict[str, Any]) -> bool:
-        from superduper_nb.documents.paths import get_path
-
         output = get_path(document, self.watcher.output_path, None)
         token = get_path(document, self.watcher.token_path, None)
         value = self.model(get_path(document, self.watcher.key))
         return bool(token and output == value and token["v"] == self.version and "error" not in token)
+
+
+class Effects:
+    """Counts how often each output was written, as MongoDB's change stream tells it, from now on.
+
+    Parameters
+    ----------
+    database : pymongo.database.Database
+        With the documents of a `World`.
+    watcher : Watcher
+        Whose outputs.
+    """
+
+    def __init__(self, database: Database[dict[str, Any]], watcher: Watcher) -> None:
+        self._docs, self._watcher, self._begun = database[watcher.collection], watcher, _now(database)
+
+    def count(self) -> dict[str, int]:
+        """Count the outputs that stand there and were ``unseen`` when written, or written twice (``doubled``)."""
+        written = Counter(self._written())
+        tokens = self._docs.find({self._watcher.token_path: {"$exists": True}}, {self._watcher.token_path: 1})
+        standing = {_effect(found["_id"], get_path(found, self._watcher.token_path)) for found in tokens}
+        return {
+            "unseen": len(standing - written.keys()),
+            "doubled": sum(times > 1 for times in written.values()),
+        }
+
+    def _written(self) -> Iterator[bytes]:
+        until, updates = _now(self._docs.database), [{"$match": {"operationType": "update"}}]
+        with self._docs.watch(updates, start_at_operation_time=self._begun, batch_size=1000) as stream:
+            while (event := stream.try_next()) and event["clusterTime"] <= until:
+                changed = _nested(event["updateDescription"]["updatedFields"])
+                if token := get_path(changed, self._watcher.token_path, None):
+                    yield _effect(event["documentKey"]["_id"], token)
+
+
+def _now(database: Database[dict[str, Any]]) -> bson.Timestamp:
+    now: bson.Timestamp = database.client.admin.command("hello")["operationTime"]
+    return now
+
+
+def _effect(id: Any, token: dict[str, Any]) -> bytes:
+    return bytes(bson.encode({"id": id, "v": token["v"], "h": token["h"]}))
+
+
+def _nested(changed: dict[str, Any]) -> dict[str, Any]:
+    """Undo the dots: the fields of an update are named by the highest path that is new."""
+    nested: dict[str, Any] = {}
+    for path, value in changed.items():
+        *above, last = path.split(".")
+        inner = nested
+        for name in above:
+            inner = inner.setdefault(name, {})
+        inner[last] = value
+    return nested
 
 
 GOOD = {"lost": 0, "phantom": 0, "wrong": 0, "unfinished": 0}
@@ -138,6 +194,11 @@ def _key(id: Any) -> bytes:
 def descendants(pid: int) -> list[psutil.Process]:
     """List the processes below one."""
     return list(psutil.Process(pid).children(recursive=True))
+
+
+def lost_worker() -> WorkerLostError:
+    """Return what a pool says of a task with which a worker died, another one each time."""
+    return WorkerLostError("killed", uuid4().hex)
 
 
 class ThreadPool:

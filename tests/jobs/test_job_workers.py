@@ -36,7 +36,7 @@ def slow_double(x: Any) -> Any:
 
 
 def deadly(x: Any) -> Any:
-    if x == 321:
+    if x == 33:
         os._exit(1)
     return x * 2
 
@@ -158,12 +158,12 @@ def test_one_document_that_ends_its_worker_fails_alone(world: World, own_pool: D
     world.model("m", deadly)
     watcher = world.watcher("m", "x")
     dispatcher = dispatch(own_pool)
-    jobs = world.insert(rows(500))
+    jobs = world.insert(rows(60))
     dispatcher.notify(world.database.name)
     record = world.ended(jobs["m/x"], 150)
     assert record["state"] == "succeeded"
-    assert [failure["_id"] for failure in record["failures"]["first"]] == [321]
-    assert Oracle(world, watcher, double).check(range(500), failed=[321]) == GOOD
+    assert [failure["_id"] for failure in record["failures"]["first"]] == [33]
+    assert Oracle(world, watcher, double).check(range(60), failed=[33]) == GOOD
 
 
 def kill_worker(pool: DaskPool) -> None:
@@ -272,6 +272,23 @@ def test_the_settings_under_which_worker_deaths_are_survived_are_in_force(pool: 
     found = pool._client.run_on_scheduler(read)
     assert (found["worker-ttl"], found["allowed"]) == ("30s", 0)
     assert found["address"].startswith("tls://127.0.0.1:")
+
+
+def test_a_hundred_printed_megabytes_are_kept_within_bounds(world: World, pool: DaskPool, dispatch: Start) -> None:
+    def shout(x: Any) -> Any:
+        for _ in range(1000):
+            print("x" * 10_000)
+        return x * 2
+
+    world.model("m", shout)
+    watcher = world.watcher("m", "x")
+    dispatcher = dispatch(pool)
+    jobs = world.insert(rows(10))
+    dispatcher.notify(world.database.name)
+    assert world.ended(jobs["m/x"])["state"] == "succeeded"
+    assert Oracle(world, watcher, double).check(range(10)) == GOOD
+    assert 0 < world.database.command("collStats", "_sddb.logs")["size"] < 20 * 2**20
+    assert any("left out" in line["text"] for n in range(0, 9000, 500) for line in world.store.logs(jobs["m/x"], n))
 
 
 def test_a_worker_that_prints_from_c_without_end_does_not_stall(world: World, pool: DaskPool, dispatch: Start) -> None:
