@@ -1,8 +1,8 @@
 """One hash for the same content, also after a cell was run again or the kernel restarted.
 
 A pickle's own bytes won't do: functions carry the name of the cell's temporary file and the modules that happen to be
-imported already, classes a random tracking id, tensors the address of their memory. This pickler (whose output is only
-hashed, never loaded) leaves those out.
+imported already, classes a random tracking id, tensors the address of their memory, modules whether they were applied
+since (``eval()``). This pickler (whose output is only hashed, never loaded) leaves those out.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class _HashPickler(cloudpickle.Pickler):  # type: ignore[misc]
     dispatch_table: ClassVar[Any] = ChainMap({CodeType: _code}, cloudpickle.Pickler.dispatch_table)
 
     def reducer_override(self, obj: Any) -> Any:
-        if "torch" in sys.modules and _is_tensor(obj):
-            return _tensor(obj)
+        if "torch" in sys.modules and (made_of := _of_torch(obj)) is not None:
+            return made_of
         if "numpy" in sys.modules and (array := _array(obj)) is not None:
             return array
         return _steady(super().reducer_override(obj))
@@ -62,10 +62,22 @@ def _steady(reduced: Any) -> Any:
     return (make, arguments, *rest)
 
 
-def _is_tensor(obj: Any) -> bool:
+def _of_torch(obj: Any) -> Any:
+    """Return what stands for a tensor or a module; None for anything else."""
     import torch
 
-    return isinstance(obj, torch.Tensor)
+    if isinstance(obj, torch.Tensor):
+        return _tensor(obj)
+    if isinstance(obj, torch.nn.Module) and type(obj).__reduce_ex__ is object.__reduce_ex__:
+        return _without_mode(obj.__reduce_ex__(5))
+    return None
+
+
+def _without_mode(reduced: Any) -> Any:
+    make, arguments, state, *rest = reduced
+    if isinstance(state, dict):
+        state = {name: value for name, value in state.items() if name != "training"}
+    return (make, arguments, state, *rest)
 
 
 def _array(obj: Any) -> Any:
