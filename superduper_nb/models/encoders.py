@@ -88,7 +88,9 @@ class SentenceEncoder(torch.nn.Module):
 
         path = Path(folder)
         if not (path / "config.json").is_file():
-            raise InvalidInputError(f"{path} is no folder with a model: config.json, weights and tokenizer belong there.")
+            raise InvalidInputError(
+                f"{path} is no folder with a model: config.json, weights and tokenizer belong there."
+            )
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
         transformer = AutoModel.from_pretrained(path, local_files_only=True)
         return cls(tokenizer, transformer, **{**_noted(path), **options})
@@ -108,7 +110,7 @@ class SentenceEncoder(torch.nn.Module):
             vectors = words[:, 0]
         else:
             there = batch["attention_mask"].unsqueeze(-1)
-            vectors = (words * there).sum(1) / there.sum(1)
+            vectors = (words * there).sum(1) / there.sum(1).clamp(min=1)
         return torch.nn.functional.normalize(vectors, dim=-1) if self.normalize else vectors
 
 
@@ -118,8 +120,8 @@ def _noted(folder: Path) -> dict[str, Any]:
     layers = {module["type"].rpartition(".")[2]: folder / module["path"] for module in modules}
     if unknown := layers.keys() - {"Transformer", "Pooling", "Normalize"}:
         raise InvalidInputError(
-            f"{folder} has a layer {min(unknown)}, which SentenceEncoder has not: register the SentenceTransformer's own "
-            "encode (create_model(id, model.encode))."
+            f"{folder} has a layer {min(unknown)}, which SentenceEncoder has not: "
+            "register the SentenceTransformer's own encode, create_model(id, model.encode)."
         )
     options: dict[str, Any] = {"normalize": "Normalize" in layers} if layers else {}
     if pooling := _json(layers["Pooling"] / "config.json", {}) if "Pooling" in layers else {}:
@@ -176,7 +178,9 @@ class ImageEncoder(torch.nn.Module):
     ) -> None:
         resize = size * 256 // 224 if resize is None else resize
         if not 1 <= size <= resize:
-            raise InvalidInputError(f"size={size!r}, resize={resize!r}: the square is cut from a picture at least as large.")
+            raise InvalidInputError(
+                f"size={size!r}, resize={resize!r}: the square is cut from a picture at least as large."
+            )
         super().__init__()
         self.network, self.size, self.resize, self.normalize = network, size, resize, normalize
         self.mean, self.std = tuple(mean), tuple(std)

@@ -27,6 +27,7 @@ OPTIONAL = {
     "polars",
     "pyarrow",
     "scikit-learn",
+    "transformers",
     "torchao",
     "umap-learn",
 }
