@@ -192,7 +192,8 @@ class ImageEncoder(torch.nn.Module):
 
         picture = image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))
         pixels = np.array(self._square(picture.convert("RGB")), dtype=np.float32) / 255
-        scaled = (pixels - np.float32(self.mean)) / np.float32(self.std)
+        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
+        scaled = (pixels - mean) / std
         return torch.from_numpy(scaled.transpose(2, 0, 1).copy())
 
     def _square(self, picture: Image) -> Image:
