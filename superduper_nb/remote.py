@@ -60,14 +60,14 @@ class Carried(Generic[Reply, Prediction]):
     item_error : callable
         Makes what stands for one failed input, of the error's type and message.
     encode, decode : callable
-        Objects (arrays, images, …) to BSON values and back, without code in them.
+        Objects (arrays, images, …) to BSON values and back, without code in them, given the database whose types count.
     """
 
     reply: Callable[..., Reply]
     prediction: Callable[..., Prediction]
     item_error: Callable[[str, str], object]
-    encode: Callable[[Any], Any]
-    decode: Callable[[Any], Any]
+    encode: Callable[[str, Any], Any]
+    decode: Callable[[str, Any], Any]
 
 
 class RemoteServices(Generic[Reply, Prediction]):
@@ -107,7 +107,7 @@ class RemoteServices(Generic[Reply, Prediction]):
         if request.many and "vector" in body:
             body["vector"] = list(body["vector"])  # of vectors: each travels as one
         for name in {"like", "likes", "unlike", "vector"} & body.keys():
-            body[name] = self._carried.encode(body[name])
+            body[name] = self._carried.encode(request.database, body[name])
         return self._carried.reply(**self._call("POST", "search", body, timeout=_SEARCH_S))
 
     def indexes(self) -> list[dict[str, Any]]:
@@ -130,11 +130,11 @@ class RemoteServices(Generic[Reply, Prediction]):
         self, database: str, model: str, inputs: list[Any], version: int | None = None, errors: str = "raise"
     ) -> Prediction:
         """Apply a model in the server."""
-        body: dict[str, Any] = {"inputs": self._carried.encode(list(inputs)), "errors": errors}
+        body: dict[str, Any] = {"inputs": self._carried.encode(database, list(inputs)), "errors": errors}
         if version is not None:
             body["version"] = version
         answer = self._call("POST", _path("models", database, model, "predict"), body, timeout=_PREDICT_S)
-        outputs = [self._output(output) for output in answer["outputs"]]
+        outputs = [self._output(database, output) for output in answer["outputs"]]
         return self._carried.prediction(outputs=outputs, version=answer["version"], took_ms=answer["took_ms"])
 
     def submit(self, database: str, model: str, inputs: list[Any], **options: Any) -> Future[Prediction]:
@@ -143,18 +143,18 @@ class RemoteServices(Generic[Reply, Prediction]):
 
     def stream(self, database: str, model: str, x: Any, version: int | None = None) -> Iterator[Any]:
         """Yield what a model yields for one input, as it comes."""
-        body = {"input": self._carried.encode(x), **({} if version is None else {"version": version})}
+        body = {"input": self._carried.encode(database, x), **({} if version is None else {"version": version})}
         for document in self._documents(_path("models", database, model, "stream"), body):
             if "error" in document:
                 raise _as_error(document["error"])
             if "end" in document:
                 return
-            yield self._carried.decode(document["output"])
+            yield self._carried.decode(database, document["output"])
         raise ServerUnavailableError(f"The notebook server at {self.url} broke off: what came until then is good.")
 
     def load_model(self, database: str, model: str, example: Any = None) -> dict[str, Any]:
         """Load a model in the server, and apply it to an example."""
-        body = {"example": self._carried.encode(example)}
+        body = {"example": self._carried.encode(database, example)}
         return self._call("POST", _path("models", database, model, "load"), body, timeout=_PREDICT_S)
 
     def unload_model(self, database: str, model: str) -> None:
@@ -170,10 +170,10 @@ class RemoteServices(Generic[Reply, Prediction]):
         self._threads.shutdown(wait=False)
         self._transport.close()
 
-    def _output(self, output: Any) -> Any:
+    def _output(self, database: str, output: Any) -> Any:
         if isinstance(output, dict) and output.keys() == {"_error"}:
             return self._carried.item_error(output["_error"]["type"], output["_error"]["message"])
-        return self._carried.decode(output)
+        return self._carried.decode(database, output)
 
     def _documents(self, path: str, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """Yield the documents of an answer that comes in parts."""

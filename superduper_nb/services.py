@@ -24,6 +24,7 @@ from superduper_nb.components.store import COLLECTION as COMPONENTS
 from superduper_nb.components.store import ComponentStore
 from superduper_nb.config import Config, DownloadsConfig, SearchConfig
 from superduper_nb.documents.download import DownloadPolicy
+from superduper_nb.documents.types import Type
 from superduper_nb.errors import ModelError, SuperduperError
 from superduper_nb.jobs.dispatcher import Dispatcher
 from superduper_nb.jobs.follower import Follower
@@ -34,7 +35,7 @@ from superduper_nb.models.apply import Predictor
 from superduper_nb.models.loading import Loader
 from superduper_nb.search import SearchEngine, SearchReply, SearchRequest
 from superduper_nb.search.keeper import default_folder
-from superduper_nb.serving import Errors, InProcessModels, ModelServer, Prediction, Stream
+from superduper_nb.serving import Body, Errors, Form, InProcessModels, ModelServer, Prediction, Stream, UnreadBody
 
 __all__ = ["InProcessServices", "LocalServices", "Services"]
 
@@ -182,9 +183,9 @@ class _Engines:
         """Have a model applied; options are those of `ModelServer.submit`."""
         return self._models.submit(database, model, inputs, **options)
 
-    def stream(self, database: str, model: str, x: Any, version: int | None = None, **options: Any) -> Stream:
-        """Have a model's output for one input yielded; options are those of `ModelServer.stream`."""
-        return self._models.stream(database, model, x, version=version, **options)
+    def stream(self, database: str, model: str, x: Any, version: int | None = None) -> Stream:
+        """Have a model's output for one input yielded."""
+        return self._models.stream(database, model, x, version=version)
 
     def load_model(self, database: str, model: str, example: Any = None) -> dict[str, Any]:
         """Load a model, and apply it to an example."""
@@ -285,8 +286,8 @@ class LocalServices(_Engines):
                 client: MongoClient[dict[str, Any]] = MongoClient(self.mongo_uri, **connect_options())
                 undo.callback(client.close)
                 knock(client)
-            models = _model_server(config, self.mongo_uri, loop)
-            super().__init__(client, models, config.linear_algebra)
+            self._server = _model_server(config, self.mongo_uri, loop)
+            super().__init__(client, self._server, config.linear_algebra)
             undo.callback(super().close)
             self._pool = _pool(config, self.mongo_uri)
             undo.callback(self._pool.close)
@@ -312,6 +313,16 @@ class LocalServices(_Engines):
         for model in set(index.definition["models"]):
             self._models.submit(database, model, [])  # its import of torch alone takes seconds
         return described
+
+    def ask(
+        self, database: str, model: str, body: Body | UnreadBody, *, form: Form, timeout: float
+    ) -> Future[Prediction]:
+        """Have a model applied to what came over HTTP."""
+        return self._server.ask(database, model, body, form=form, timeout=timeout)
+
+    def open(self, database: str, model: str, body: Body | UnreadBody, *, form: Form, timeout: float) -> Stream:
+        """Have a model's output yielded for what came over HTTP."""
+        return self._server.open(database, model, body, form=form, timeout=timeout)
 
     def notify(self, database: str, jobs: Collection[str]) -> None:
         """Have the dispatcher look at once."""
@@ -359,6 +370,7 @@ def _model_server(config: Config, mongo_uri: str, loop: AbstractEventLoop | None
     return ModelServer(
         partial(load_model, mongo_uri),
         partial(current_version, mongo_uri),
+        types=partial(registered_types, mongo_uri),
         replicas=settings.replicas,
         memory=_bytes(settings.memory_gb),
         loop=loop,
@@ -391,6 +403,11 @@ def load_model(uri: str, database: str, model: str, version: int | None) -> tupl
     except Exception as error:
         raise ModelError(f"The model {model!r} can't be loaded: {type(error).__name__}: {error}") from error
     return predictor, component.version
+
+
+def registered_types(uri: str, database: str) -> dict[str, Type]:
+    """Return the types that a database's documents may have, the built-in ones among them."""
+    return _child_loader(uri, database).types()
 
 
 def current_version(uri: str, database: str, model: str) -> int:

@@ -11,8 +11,6 @@ from superduper_nb.client.client import Client
 from superduper_nb.cluster.discovery import Server, find_server
 from superduper_nb.cluster.mongod import Mongod, connect_options, knock, wrap_uri_errors
 from superduper_nb.config import Config
-from superduper_nb.documents.codec import Codec
-from superduper_nb.documents.types import builtin_types
 from superduper_nb.errors import ServerUnavailableError
 from superduper_nb.models import ItemError
 from superduper_nb.remote import Carried, RemoteServices
@@ -89,15 +87,18 @@ def _through(server: Server, settings: Config) -> Client[dict[str, Any]]:
         )
     with wrap_uri_errors(settings.mongodb.where):
         client: Client[dict[str, Any]] = Client(uri, **connect_options())
-    services = RemoteServices(server.url, server.token, carried=_carried())
+    services = RemoteServices(server.url, server.token, carried=_carried(client))
     client._use(services, f"notebook server {server.url} ({server.how})", settings)
     return client
 
 
-def _carried() -> Carried[SearchReply, Prediction]:
-    codec = Codec(builtin_types())
+def _carried(client: Client[dict[str, Any]]) -> Carried[SearchReply, Prediction]:
     return Carried(
-        reply=SearchReply, prediction=Prediction, item_error=ItemError, encode=codec.encode, decode=codec.decode
+        reply=SearchReply,
+        prediction=Prediction,
+        item_error=ItemError,
+        encode=lambda database, value: client._workspace(database).codec.encode(value),
+        decode=lambda database, value: client._workspace(database).codec.decode(value),
     )
 
 

@@ -7,7 +7,7 @@ import gc
 import time
 import traceback
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from logging import Logger
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
@@ -18,7 +18,7 @@ from superduper_nb.server_ext.metrics import READY
 if TYPE_CHECKING:
     from superduper_nb.jobs import JobStore
     from superduper_nb.services import Services
-    from superduper_nb.serving import Stream
+    from superduper_nb.serving import Body, Form, Prediction, Stream, UnreadBody
 
     class ServerServices(Services, Protocol):
         """What the server needs of the engines beyond the seam: the address kernels get, and the job records."""
@@ -32,8 +32,14 @@ if TYPE_CHECKING:
             """List the databases that hold components or jobs."""
             ...
 
-        def stream(self, database: str, model: str, x: Any, version: int | None = None, **options: Any) -> Stream:
-            """Have a model's output yielded; options are those of `ModelServer.stream`."""
+        def ask(
+            self, database: str, model: str, body: Body | UnreadBody, *, form: Form, timeout: float
+        ) -> Future[Prediction]:
+            """Have a model applied; see `ModelServer.ask`."""
+            ...
+
+        def open(self, database: str, model: str, body: Body | UnreadBody, *, form: Form, timeout: float) -> Stream:
+            """Have a model's output yielded; see `ModelServer.open`."""
             ...
 
         def model_figures(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:

@@ -20,10 +20,12 @@ from pydantic import (
 )
 
 from superduper_nb.errors import InvalidInputError
-from superduper_nb.server_ext.wire import refuse_javascript
+from superduper_nb.server_ext.wire import load, refuse_javascript
+from superduper_nb.serving import Body
 
 __all__ = [
     "PATH_PARAMETERS",
+    "AskingBody",
     "EventsQuery",
     "JobsNotice",
     "JobsQuery",
@@ -38,6 +40,7 @@ __all__ = [
     "StreamBody",
     "check",
     "check_path",
+    "read_asked",
 ]
 
 MAX_N: Final = 10_000
@@ -195,7 +198,15 @@ class SearchBody(_Body):
         return self
 
 
-class PredictBody(_Body):
+class AskingBody(_Body):
+    """What the model server is asked."""
+
+    def asked(self) -> Body:
+        """Return it as the model server takes it."""
+        raise NotImplementedError
+
+
+class PredictBody(AskingBody):
     """What to apply a model to."""
 
     inputs: list[Any] = Field(min_length=1, max_length=MAX_INPUTS, description="One element for each prediction.")
@@ -204,18 +215,30 @@ class PredictBody(_Body):
         "raise", description="When the model fails on single inputs: 422, or `_error` in the place of their outputs."
     )
 
+    def asked(self) -> Body:
+        """Return it as the model server takes it."""
+        return Body(self.inputs, self.version, self.errors)
 
-class StreamBody(_Body):
+
+class StreamBody(AskingBody):
     """What to apply a model to that yields its output."""
 
     input: Any = Field(description="One input.")
     version: int | None = Field(None, ge=0, description="Default: the current version.")
 
+    def asked(self) -> Body:
+        """Return it as the model server takes it."""
+        return Body([self.input], self.version)
 
-class LoadBody(_Body):
+
+class LoadBody(AskingBody):
     """How to warm a model up."""
 
     example: Any = Field(None, description="An input that the model is applied to once, so that nothing is new to it.")
+
+    def asked(self) -> Body:
+        """Return it as the model server takes it."""
+        return Body([] if self.example is None else [self.example])
 
 
 class JobsNotice(_Body):
@@ -273,6 +296,11 @@ def check(model: type[M], value: Mapping[str, Any]) -> M:
         return model.model_validate(value)
     except ValidationError as error:
         raise InvalidInputError(_said(error)) from None
+
+
+def read_asked(model: type[AskingBody], content_type: str, data: bytes) -> Body:
+    """Return what bytes ask the model server for; see `wire.load` and `check` for what is raised."""
+    return check(model, load(data, content_type) if data else {}).asked()
 
 
 def check_path(parameters: Mapping[str, str]) -> dict[str, str]:

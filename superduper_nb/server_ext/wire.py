@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
 
 import bson
 from bson import json_util
@@ -16,16 +17,19 @@ from pydantic import TypeAdapter, ValidationError
 
 from superduper_nb.errors import InvalidInputError
 from superduper_nb.server_ext.failures import ApiError
-from superduper_nb.serving.forms import JSON_OPTIONS, wire_codec
+from superduper_nb.serving.forms import JSON_OPTIONS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from superduper_nb.documents.codec import Codec
 
 __all__ = [
     "BSON",
     "JSON",
     "decode_objects",
     "dump",
+    "form_of",
     "load",
     "refuse_javascript",
     "vectors",
@@ -53,11 +57,16 @@ def load(body: bytes, content_type: str) -> dict[str, Any]:
     InvalidInputError
         It is broken, or no object.
     """
+    return _load_bson(body) if form_of(content_type) == "bson" else _load_json(body)
+
+
+def form_of(content_type: str) -> Literal["json", "bson"]:
+    """Return what a body of this type is; raises `ApiError` 415 for one that is neither."""
     kind = content_type.partition(";")[0].strip().lower()
     if kind == BSON:
-        return _load_bson(body)
+        return "bson"
     if kind in ("", JSON, _FORM) or kind.endswith("+json"):
-        return _load_json(body)
+        return "json"
     raise ApiError(415, f"The body is {kind!r}: send {JSON} (Extended JSON v2) or {BSON}.")
 
 
@@ -122,9 +131,17 @@ def dump(reply: Mapping[str, Any], content_type: str) -> bytes:
 # Objects
 
 
+@cache
+def _codec() -> Codec:
+    from superduper_nb.documents.types import builtin_types
+    from superduper_nb.serving.codecs import over_http
+
+    return over_http(builtin_types())
+
+
 def decode_objects(value: Any) -> Any:
     """Return a request's value with its images, arrays, …; a URL in it is never fetched, so it is refused."""
-    return wire_codec().decode(value, strict=True)
+    return _codec().decode(value, strict=True)
 
 
 def vectors(given: Any) -> tuple[list[NDArray[Any]], bool]:
@@ -155,7 +172,7 @@ def vectors(given: Any) -> tuple[list[NDArray[Any]], bool]:
 
 
 def _unpacked(value: Binary) -> Any:
-    row = wire_codec().decode(value) if value.subtype == VECTOR_SUBTYPE else None
+    row = _codec().decode(value) if value.subtype == VECTOR_SUBTYPE else None
     if not hasattr(row, "dtype"):
         raise InvalidInputError("vector: binary must be a BSON vector (subtype 9) of float32.")
     return row

@@ -6,9 +6,21 @@
 from superduper_nb.serving.inprocess import InProcessModels
 from superduper_nb.serving.server import ModelServer
 from superduper_nb.serving.stream import Stream
-from superduper_nb.serving.values import Current, Errors, Form, Load, Prediction, Predicts, Slice
+from superduper_nb.serving.values import (
+    Body,
+    Current,
+    Errors,
+    Form,
+    Load,
+    Prediction,
+    Predicts,
+    Slice,
+    Types,
+    UnreadBody,
+)
 
 __all__ = [
+    "Body",
     "Current",
     "Errors",
     "Form",
@@ -19,4 +31,6 @@ __all__ = [
     "Predicts",
     "Slice",
     "Stream",
+    "Types",
+    "UnreadBody",
 ]

@@ -15,16 +15,19 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from superduper_nb.errors import InvalidInputError, ModelError, SuperduperError
 from superduper_nb.serving import wire
-from superduper_nb.serving.forms import read_inputs, write_outputs
+from superduper_nb.serving.codecs import Codecs
+from superduper_nb.serving.forms import write_outputs
 from superduper_nb.serving.shelf import Entry, Shelf, apply, resident_bytes, whole
 from superduper_nb.serving.streams import Streams
-from superduper_nb.serving.values import Predicts
+from superduper_nb.serving.values import Body, Form, Predicts
 
 __all__: list[str] = []
 
@@ -54,13 +57,13 @@ def main() -> None:
         return hello.load(database, model, version)
 
     send(wire.Ready())
-    _Child(Shelf(load, hello.current, memory=hello.memory), send).serve(requests)
+    _Child(Shelf(load, hello.current, memory=hello.memory), Codecs(hello.types), send).serve(requests)
 
 
 class _Child:
-    def __init__(self, shelf: Shelf, send: Send) -> None:
-        self._shelf, self._send = shelf, send
-        self._streams = Streams(self._get)
+    def __init__(self, shelf: Shelf, codecs: Codecs, send: Send) -> None:
+        self._shelf, self._codecs, self._send = shelf, codecs, send
+        self._streams = Streams(self._get, codecs.encode)
         self._answers: dict[type, Callable[[Any], object]] = {
             wire.Run: self._run,
             wire.Open: self._open,
@@ -96,25 +99,49 @@ class _Child:
         return self._loaded()
 
     def _run(self, run: wire.Run) -> wire.Answers:
+        bodies = [self._body(run.database, asked, run.version) for asked in run.requests]
+        good = [body for body in bodies if isinstance(body, Body)]
+        version = good[0].version if good else run.version
         try:
-            entry = self._get(run.database, run.model, run.version)
+            entry = self._get(run.database, run.model, version)
         except (Exception, SystemExit) as error:
             return wire.Answers([wire.Failure.of(error)] * len(run.requests))
-        inputs = [_inputs(asked) for asked in run.requests]
-        results = iter(apply(entry.predictor, [xs for xs in inputs if isinstance(xs, list)]))
+        results = iter(apply(entry.predictor, [body.inputs for body in good]))
         answers = [
-            _written(asked, next(results)) if isinstance(xs, list) else xs
-            for asked, xs in zip(run.requests, inputs, strict=True)
+            self._written(run.database, asked.form, body, next(results)) if isinstance(body, Body) else body
+            for asked, body in zip(run.requests, bodies, strict=True)
         ]
-        return wire.Answers(answers, entry.about.version, _batch_size(entry.predictor))
+        sizes = [len(body.inputs) if isinstance(body, Body) else 0 for body in bodies]
+        return wire.Answers(answers, sizes, entry.about.version, _batch_size(entry.predictor))
+
+    def _body(self, database: str, asked: wire.Asked, version: int | None) -> Body | wire.Failure:
+        """Return what a request asks for, its inputs as objects."""
+        try:
+            body = asked.read(asked.payload) if asked.read else Body(pickle.loads(asked.payload), version, asked.errors)
+            return body if asked.form == "objects" else replace(body, inputs=self._codecs.decode(database, body.inputs))
+        except SuperduperError as error:
+            return wire.Failure.of(error)
+        except Exception as error:
+            return wire.Failure.of(
+                InvalidInputError(f"The inputs can't be read in the model's process: {error}"[:1000])
+            )
+
+    def _written(self, database: str, form: Form, body: Body, result: list[Any] | ModelError) -> bytes | wire.Failure:
+        try:
+            outputs = write_outputs(form, whole(result, body.errors), partial(self._codecs.encode, database))
+            return outputs if isinstance(outputs, bytes) else pickle.dumps(outputs, protocol=5)
+        except ModelError as error:
+            return wire.Failure.of(error)
+        except Exception as error:
+            return wire.Failure.of(ModelError(f"The model's output can't be sent to the server: {error}"[:1000]))
 
     def _open(self, message: wire.Open) -> wire.Part | wire.Failure:
-        inputs = _inputs(message.request)
-        if isinstance(inputs, wire.Failure):
-            return inputs
+        body = self._body(message.database, message.request, message.version)
+        if isinstance(body, wire.Failure):
+            return body
         try:
-            name = (message.database, message.model, message.version)
-            self._streams.open(message.stream, name, inputs[0], message.request.form)
+            name = (message.database, message.model, body.version)
+            self._streams.open(message.stream, name, body.inputs[0], message.request.form)
         except (Exception, SystemExit) as error:
             return wire.Failure.of(error)
         return self._advance(message)
@@ -131,25 +158,6 @@ class _Child:
 def _batch_size(predictor: Predicts) -> int | None:
     size = getattr(predictor, "batch_size", None)
     return size if isinstance(size, int) and size > 0 else None
-
-
-def _inputs(asked: wire.Asked) -> list[Any] | wire.Failure:
-    try:
-        return read_inputs(asked.form, pickle.loads(asked.payload))
-    except SuperduperError as error:
-        return wire.Failure.of(error)
-    except Exception as error:
-        return wire.Failure.of(InvalidInputError(f"The inputs can't be read in the model's process: {error}"[:1000]))
-
-
-def _written(asked: wire.Asked, result: list[Any] | ModelError) -> bytes | wire.Failure:
-    try:
-        outputs = write_outputs(asked.form, whole(result, asked.errors))
-        return outputs if isinstance(outputs, bytes) else pickle.dumps(outputs, protocol=5)
-    except ModelError as error:
-        return wire.Failure.of(error)
-    except Exception as error:
-        return wire.Failure.of(ModelError(f"The model's output can't be sent to the server: {error}"[:1000]))
 
 
 def _take_socket() -> tuple[BinaryIO, BinaryIO]:

@@ -1,11 +1,10 @@
-"""Inputs and outputs as they travel over HTTP, read and written in the models' process. Nothing is unpickled here."""
+"""Outputs as they travel over HTTP, written in the models' process."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 import bson
@@ -19,41 +18,25 @@ from superduper_nb.errors import InvalidInputError, ModelError
 from superduper_nb.models import ItemError
 
 if TYPE_CHECKING:
-    from superduper_nb.documents.codec import Codec
     from superduper_nb.serving.values import Form
 
-__all__ = ["JSON_OPTIONS", "read_inputs", "reply", "wire_codec", "write_outputs", "write_piece"]
+__all__ = ["JSON_OPTIONS", "reply", "write_outputs", "write_piece"]
+
+Encode = Callable[[Any], Any]
 
 JSON_OPTIONS: Final = json_util.RELAXED_JSON_OPTIONS.with_options(datetime_conversion=DatetimeConversion.DATETIME_AUTO)
 _JSON_LEAVES: Final[frozenset[type]] = frozenset({type(None), bool, int, float, str})
 
 
-@cache
-def wire_codec() -> Codec:
-    """Return the codec for what comes and goes over HTTP: every built-in type but pickle."""
-    from superduper_nb.documents.codec import Codec
-    from superduper_nb.documents.types import builtin_types
-
-    return Codec({id: type_ for id, type_ in builtin_types().items() if id != "pickle"})
-
-
-def read_inputs(form: Form, inputs: list[Any]) -> list[Any]:
-    """Return inputs with their images, arrays, …; a URL in one is never fetched, so it is refused."""
-    if form == "objects":
-        return inputs
-    decoded: list[Any] = wire_codec().decode(inputs, strict=True)
-    return decoded
-
-
-def write_outputs(form: Form, outputs: Sequence[Any]) -> Any:
+def write_outputs(form: Form, outputs: Sequence[Any], encode: Encode) -> Any:
     """Return outputs as they are, as a JSON array, or as a BSON ``{"outputs": […]}``.
 
     Arrays and tensors are lists of numbers in JSON, binary in BSON. An input that failed alone has
-    ``{"_error": {"type", "message"}}`` in its place.
+    ``{"_error": {"type", "message"}}`` in its place. `encode` makes stored values of objects.
     """
     if form == "objects":
         return list(outputs)
-    stored = [_stored(form, output) for output in outputs]
+    stored = [_stored(form, output, encode) for output in outputs]
     return _json(stored) if form == "json" else _bson({"outputs": stored})
 
 
@@ -66,19 +49,19 @@ def reply(form: Form, outputs: bytes, **fields: Any) -> bytes:
     return (len(elements) + 5).to_bytes(4, "little") + elements + b"\0"
 
 
-def write_piece(form: Form, piece: Any) -> Any:
+def write_piece(form: Form, piece: Any, encode: Encode) -> Any:
     """Return one piece of what a model yields: as it is, or as JSON or BSON ``{"output": …}``."""
     if form == "objects":
         return piece
-    document = {"output": _stored(form, piece)}
+    document = {"output": _stored(form, piece, encode)}
     return _json(document) if form == "json" else _bson(document)
 
 
-def _stored(form: Form, output: Any) -> Any:
+def _stored(form: Form, output: Any, encode: Encode) -> Any:
     if isinstance(output, ItemError):
         return {"_error": {"type": output.type, "message": output.message}}
     try:
-        return wire_codec().encode(_numbers(output) if form == "json" else output)
+        return encode(_numbers(output) if form == "json" else output)
     except InvalidInputError as error:
         raise ModelError(f"The model's output can't be sent: {error}") from None
 

@@ -30,7 +30,7 @@ class Request:
         What goes into a batch.
     size : int
         How many inputs these are.
-    alone : wire.Open or wire.Advance, optional
+    message : wire.Open or wire.Advance, optional
         What is sent instead, as a batch of its own.
     """
 
@@ -42,15 +42,15 @@ class Request:
         size: int,
         timeout: float,
         *,
-        alone: wire.Open | wire.Advance | None = None,
+        message: wire.Open | wire.Advance | None = None,
     ) -> None:
         self.name, self.version, self.asked, self.size = name, version, asked, size
         self.future: Future[Any] = Future()
         self.started = time.monotonic()
         self.timeout, self.deadline = timeout, self.started + timeout
         self.alarm: asyncio.TimerHandle | None = None
-        self.message = alone
-        self.alone = alone is not None  # it gets a batch of its own
+        self.message = message
+        self.alone = message is not None or asked.read is not None  # it gets a batch of its own
         self.killed = False  # the process died with it once
         self._claimed = False
 

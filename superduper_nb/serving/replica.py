@@ -241,6 +241,8 @@ class Replica:
         if isinstance(answer, wire.Answers):
             if answer.version is not None:
                 self._lanes.learn(batch[0].name, answer.batch_size)
+            for request, size in zip(batch, answer.inputs, strict=False):
+                request.size = size  # of an unread body it was a guess
             for request, one in zip(batch, answer.answers, strict=True):
                 self._lanes.answer(request, _outcome(request, one, answer.version))
         else:

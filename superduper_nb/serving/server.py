@@ -14,7 +14,7 @@ import threading
 from collections.abc import Coroutine
 from concurrent.futures import CancelledError, Future
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import psutil
 
@@ -23,11 +23,29 @@ from superduper_nb.serving import wire
 from superduper_nb.serving.dispatcher import Dispatcher
 from superduper_nb.serving.lanes import Request
 from superduper_nb.serving.stream import Stream
-from superduper_nb.serving.values import Current, Errors, Form, Load, Prediction, Slice
+from superduper_nb.serving.values import (
+    Body,
+    Current,
+    Errors,
+    Form,
+    Load,
+    Prediction,
+    Slice,
+    Types,
+    UnreadBody,
+)
 
 __all__ = ["ModelServer"]
 
 T = TypeVar("T")
+
+_INPUT_BYTES: Final = 1 << 18
+
+
+def _builtin_types(database: str) -> dict[str, Any]:
+    from superduper_nb.documents.types import builtin_types
+
+    return builtin_types()
 
 
 class ModelServer:
@@ -39,6 +57,8 @@ class ModelServer:
         Functions that a pickle can name (or `functools.partial` of such); called in the child. See
         `superduper_nb.serving.values`. What a model answers is unpickled here: let `load` return one that gives plain
         values where this process must not import torch.
+    types : callable, optional
+        Another such function. Default: the built-in types.
     replicas : int, default 1
         Child processes. Each holds the models that it runs; the second is started when the first is busy, and so on.
     memory : int, optional
@@ -61,6 +81,7 @@ class ModelServer:
         load: Load,
         current: Current,
         *,
+        types: Types = _builtin_types,
         replicas: int = 1,
         memory: int | None = None,
         queue: int = 256,
@@ -70,10 +91,10 @@ class ModelServer:
     ) -> None:
         budget = memory or psutil.virtual_memory().total // 4
         try:
-            hello = wire.pack(wire.Hello(load, current, budget // replicas, preload))
+            hello = wire.pack(wire.Hello(load, current, types, budget // replicas, preload))
         except Exception as error:
             raise InvalidInputError(
-                "load and current must be functions of an importable module, or functools.partial of such: "
+                "load, current and types must be functions of an importable module, or functools.partial of such: "
                 f"the models' process finds them by name ({error})."
             ) from error
         self._dispatcher = Dispatcher(hello, queue=queue, grace=grace, replicas=replicas)
@@ -120,8 +141,14 @@ class ModelServer:
             be loaded, or ended its process), `OverloadedError`, `DeadlineError` or `ServiceError`. Cancelling it drops
             the request, unless its batch is being run. Its callbacks run in the server's loop: they must not wait.
         """
-        asked = wire.Asked(_pickled(inputs), form, errors)
-        return self._accept(Request((database, model), version, asked, len(inputs), timeout))
+        return self.ask(database, model, Body(inputs, version, errors), timeout=timeout, form=form)
+
+    def ask(
+        self, database: str, model: str, body: Body | UnreadBody, *, timeout: float = 60.0, form: Form = "objects"
+    ) -> Future[Prediction]:
+        """Do as `submit`; what is not read yet is read in the model's process, and is a batch of its own."""
+        asked, version = _asked(body, form)
+        return self._accept(Request((database, model), version, asked, _size(body), timeout))
 
     def predict(
         self,
@@ -155,12 +182,18 @@ class ModelServer:
 
         Nothing is computed before the first part is asked for. `timeout` holds for each part.
         """
+        return self.open(database, model, Body([x], version), timeout=timeout, form=form)
+
+    def open(
+        self, database: str, model: str, body: Body | UnreadBody, *, timeout: float = 60.0, form: Form = "objects"
+    ) -> Stream:
+        """Do as `stream`, for the first input of a body; see `ask`."""
         number = next(self._numbers)
-        asked = wire.Asked(_pickled([x]), form)
+        asked, version = _asked(body, form)
         opening = wire.Open(number, database, model, version, asked)
 
         def send(message: wire.Open | wire.Advance) -> Future[Slice]:
-            return self._accept(Request((database, model), version, asked, 1, timeout, alone=message))
+            return self._accept(Request((database, model), version, asked, 1, timeout, message=message))
 
         return Stream(partial(send, opening), partial(send, wire.Advance(number)), partial(self._drop, number))
 
@@ -243,6 +276,17 @@ class ModelServer:
         if tasks:
             self._loop.run_until_complete(asyncio.wait(tasks))
         self._loop.close()
+
+
+def _asked(body: Body | UnreadBody, form: Form) -> tuple[wire.Asked, int | None]:
+    if isinstance(body, Body):
+        return wire.Asked(_pickled(body.inputs), form, body.errors), body.version
+    return wire.Asked(body.data, form, read=body.read), None
+
+
+def _size(body: Body | UnreadBody) -> int:
+    """Return how many inputs a body counts for in the queue; the longer an unread one is, the more."""
+    return len(body.inputs) if isinstance(body, Body) else 1 + len(body.data) // _INPUT_BYTES
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final
 
 from superduper_nb.errors import ModelError, NotFoundError, OverloadedError, SuperduperError
@@ -29,7 +30,7 @@ Pieces = Generator[Any, None, None]
 @dataclass(frozen=True, slots=True)
 class _Open:
     pieces: Pieces
-    form: Form
+    write: Callable[[Any], Any]
     version: int
 
 
@@ -40,10 +41,12 @@ class Streams:
     ----------
     get : callable
         Returns a model, given database, name and version.
+    encode : callable
+        Makes stored values of objects, given the database.
     """
 
-    def __init__(self, get: Callable[[str, str, int | None], Entry]) -> None:
-        self._get = get
+    def __init__(self, get: Callable[[str, str, int | None], Entry], encode: Callable[[str, Any], Any]) -> None:
+        self._get, self._encode = get, encode
         self._open: dict[int, _Open] = {}
 
     def open(self, id: int, name: tuple[str, str, int | None], x: Any, form: Form) -> None:
@@ -51,7 +54,8 @@ class Streams:
         if len(self._open) >= _OPEN:
             raise OverloadedError(f"{_OPEN} streams are open already: try again when one has ended.")
         entry = self._get(*name)
-        self._open[id] = _Open(pieces_of(entry.predictor, x), form, entry.about.version)
+        write = partial(write_piece, form, encode=partial(self._encode, name[0]))
+        self._open[id] = _Open(pieces_of(entry.predictor, x), write, entry.about.version)
 
     def advance(self, id: int) -> Slice:
         """Return the next piece, with those that come within a moment after it.
@@ -66,7 +70,7 @@ class Streams:
         stream, pieces, end = self._open[id], list[Any](), time.monotonic() + _TURN_S
         try:
             for piece in stream.pieces:
-                pieces.append(write_piece(stream.form, piece))
+                pieces.append(stream.write(piece))
                 if time.monotonic() >= end:
                     return Slice(pieces, False, stream.version)
         except ModelError as error:

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-__all__ = ["Current", "Errors", "Form", "Load", "LoadedModel", "Prediction", "Predicts", "Slice"]
+if TYPE_CHECKING:
+    from superduper_nb.documents.types import Type
+
+__all__ = [
+    "Body",
+    "Current",
+    "Errors",
+    "Form",
+    "Load",
+    "LoadedModel",
+    "Prediction",
+    "Predicts",
+    "Slice",
+    "Types",
+    "UnreadBody",
+]
 
 Form = Literal["objects", "json", "bson"]
 """How inputs and outputs look: Python objects; or stored values in, and the bytes of a JSON or BSON reply out."""
@@ -30,6 +45,34 @@ Load = Callable[[str, str, int], tuple[Predicts, int]]
 
 Current = Callable[[str, str], int]
 """``current(database, model)`` returns the newest version, or raises `NotFoundError`; called once a batch."""
+
+Types = Callable[[str], "Mapping[str, Type]"]
+"""``types(database)`` returns the types that inputs and outputs over HTTP may have, by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """What a request asks for."""
+
+    inputs: list[Any]
+    version: int | None = None
+    errors: Errors = "raise"
+
+
+@dataclass(frozen=True, slots=True)
+class UnreadBody:
+    """A request as it came, so long that reading it would hold up whoever does.
+
+    Attributes
+    ----------
+    data : bytes
+        What came.
+    read : callable
+        Returns the `Body` that bytes hold, or raises `InvalidInputError`; a function that a pickle can name.
+    """
+
+    data: bytes
+    read: Callable[[bytes], Body]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,12 @@ from __future__ import annotations
 import asyncio
 import pickle
 import struct
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Final
 
 from superduper_nb import errors
-from superduper_nb.serving.values import Current, Errors, Form, Load, LoadedModel
+from superduper_nb.serving.values import Body, Current, Errors, Form, Load, LoadedModel, Types
 
 __all__ = [
     "Advance",
@@ -42,6 +43,7 @@ class Hello:
 
     load: Load
     current: Current
+    types: Types
     memory: int
     preload: tuple[str, ...]
 
@@ -53,11 +55,12 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One request of a batch: a pickled list of inputs, and how it is to be answered."""
+    """One request of a batch: a pickled list of inputs, or what `read` reads, and how it is to be answered."""
 
     payload: bytes
     form: Form = "objects"
     errors: Errors = "raise"
+    read: Callable[[bytes], Body] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +145,7 @@ class Answers:
     """From the child: one answer for each request of the batch (a pickled list of outputs, or why there is none)."""
 
     answers: list[bytes | Failure]
+    inputs: list[int] = field(default_factory=list)
     version: int | None = None
     batch_size: int | None = None
 

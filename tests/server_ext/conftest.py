@@ -14,14 +14,17 @@ import pytest
 from pytest_jupyter.jupyter_server import *  # noqa: F403  (pytest allows plugins to be named only at the top)
 from tornado.httpclient import HTTPClientError, HTTPResponse
 
+from superduper_nb.documents.types import builtin_types
 from superduper_nb.errors import InvalidInputError, MongoUnavailableError, NotFoundError
 from superduper_nb.models import ItemError
 from superduper_nb.search import SearchReply, SearchRequest
 from superduper_nb.server_ext.app import SuperduperApp
 from superduper_nb.server_ext.events import EventLog
-from superduper_nb.serving import Form, Prediction, Slice, Stream
-from superduper_nb.serving.forms import read_inputs, write_outputs, write_piece
+from superduper_nb.serving import Body, Form, Prediction, Slice, Stream, UnreadBody
+from superduper_nb.serving.codecs import over_http
+from superduper_nb.serving.forms import write_outputs, write_piece
 
+CODEC = over_http(builtin_types())
 SECRET = "s3cr3t-of-mongodb"
 
 
@@ -123,28 +126,23 @@ class FakeServices:
             raise NotFoundError(f"No model {model!r} in {database}.")
         return Prediction(outputs=[self._output(x) for x in inputs], version=version or 0, took_ms=0.2)
 
-    def submit(
-        self,
-        database: str,
-        model: str,
-        inputs: list[Any],
-        *,
-        version: int | None = None,
-        form: Form = "objects",
-        **options: Any,
+    def ask(
+        self, database: str, model: str, body: Body | UnreadBody, *, form: Form, timeout: float
     ) -> Future[Prediction]:
         def answer() -> Prediction:
-            made = self.predict(database, model, read_inputs(form, inputs), version)
-            return Prediction(write_outputs(form, made.outputs), made.version, made.took_ms)
+            asked = body if isinstance(body, Body) else body.read(body.data)
+            made = self.predict(database, model, CODEC.decode(asked.inputs, strict=True), asked.version)
+            return Prediction(write_outputs(form, made.outputs, CODEC.encode), made.version, made.took_ms)
 
         return self.pool.submit(answer)
 
-    def stream(
-        self, database: str, model: str, x: Any, version: int | None = None, *, form: Form = "objects", **options: Any
-    ) -> Stream:
+    def open(self, database: str, model: str, body: Body | UnreadBody, *, form: Form, timeout: float) -> Stream:
+        asked = body if isinstance(body, Body) else body.read(body.data)
+        (x,) = asked.inputs
+
         def part(done: bool) -> Future[Slice]:
             self._asked("stream", x)
-            return self.pool.submit(lambda: Slice([write_piece(form, x)], done, version or 0))
+            return self.pool.submit(lambda: Slice([write_piece(form, x, CODEC.encode)], done, asked.version or 0))
 
         return Stream(lambda: part(False), lambda: part(True), lambda: self.calls.append(("dropped", x)))
 

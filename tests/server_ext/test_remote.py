@@ -36,7 +36,11 @@ from superduper_nb.transport import Transport
 
 CODEC = Codec({id: type_ for id, type_ in builtin_types().items() if id != "pickle"})
 CARRIED = Carried(
-    reply=SearchReply, prediction=Prediction, item_error=ItemError, encode=CODEC.encode, decode=CODEC.decode
+    reply=SearchReply,
+    prediction=Prediction,
+    item_error=ItemError,
+    encode=lambda database, value: CODEC.encode(value),
+    decode=lambda database, value: CODEC.decode(value),
 )
 InThread = Callable[..., Awaitable[Any]]
 

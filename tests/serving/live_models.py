@@ -88,6 +88,33 @@ def trouble(x: Any) -> Any:
     return x
 
 
+class Money:
+    """What only a registered type can send."""
+
+    def __init__(self, cents: int, currency: str) -> None:
+        self.cents, self.currency = cents, currency
+
+
+class MoneyType:
+    types = (Money,)
+
+    def encode(self, x: Money) -> bytes:
+        return f"{x.cents} {x.currency}".encode()
+
+    def decode(self, data: bytes) -> Money:
+        cents, currency = data.decode().split()
+        return Money(int(cents), currency)
+
+
+def twice(money: Money) -> Money:
+    return Money(2 * money.cents, money.currency)
+
+
+def saved(cents: int) -> Iterator[Money]:
+    for i in range(cents):
+        yield Money(i, "EUR")
+
+
 class Short:
     """Answers one row too few."""
 

@@ -108,6 +108,28 @@ def test_json_in_and_out(live: Live) -> None:
     ] == [{"$numberDouble": "NaN"}, 2**70 % 2**62]
 
 
+def test_inputs_and_outputs_of_a_registered_type(live: Live, docs: Any) -> None:
+    docs.create_model("twice", live_models.twice)
+    docs.create_model("saved", live_models.saved)
+    path, stored = (
+        "models/shop/twice/predict",
+        {"type": "money", "bytes": {"$binary": {"base64": "NSBFVVI=", "subType": "00"}}},
+    )
+    status, reply = live.ask("POST", path, {"inputs": [{"_content": stored}]})
+    assert (status, "There is no type 'money'" in reply["message"]) == (400, True)
+    docs.create_type("money", live_models.MoneyType())  # known from the next request on
+    status, reply = live.ask("POST", path, {"inputs": [{"_content": stored}]})
+    (output,) = reply["outputs"]
+    assert (status, output["_content"]["type"]) == (200, "money")
+    assert bson.json_util.object_hook(output["_content"]["bytes"]) == b"10 EUR"
+    got = docs.predict("twice", live_models.Money(7, "EUR"))
+    assert (type(got).__name__, got.cents, got.currency) == ("Money", 14, "EUR")
+    assert [piece.cents for piece in docs.predict_stream("saved", 3)] == [0, 1, 2]
+    stored["bytes"]["$binary"]["base64"] = "AAAA"
+    status, reply = live.ask("POST", path, {"inputs": [{"_content": stored}]})
+    assert (status, "Type 'money' can't decode" in reply["message"]) == (400, True)
+
+
 def test_a_version_can_be_pinned(live: Live, docs: Any) -> None:
     docs.create_model("versioned", lambda x: ["one", x])
     docs.create_model("versioned", lambda x: ["two", x])
@@ -164,7 +186,7 @@ class TestStreams:
         headers = {"Content-Type": "application/json"}
         answer = live.send("POST", "models/shop/count/stream", b'{"input": 2}', headers=headers)
         assert answer.headers["Content-Type"] == "text/event-stream"
-        assert answer.body == (b'data: {"output": 0}\n\ndata: {"output": 1}\n\nevent: end\ndata: {"version": 1}\n\n')
+        assert answer.body == (b'data: {"output":0}\n\ndata: {"output":1}\n\nevent: end\ndata: {"version": 1}\n\n')
         answer = live.send("POST", "models/shop/count/stream", b'{"input": 9}', headers=headers)
         assert answer.status == 200
         assert b'event: error\ndata: {"message": "The model failed' in answer.body
@@ -245,10 +267,42 @@ def test_a_full_queue_is_429_and_says_when_to_come_back(live: Live, tmp_path: Pa
 def test_ten_megabytes_of_json(live: Live, docs: Any) -> None:
     rows = np.random.default_rng(0).random((10_000, 64)).tolist()
     assert len(json.dumps(rows)) > 10_000_000
-    status, reply = live.ask("POST", "models/shop/echo/predict", {"inputs": rows})
+    before = row_of(live, "echo").get("inputs", 0)
+    status, reply = live.ask("POST", "models/shop/echo/predict", {"inputs": rows, "version": 1})
     assert (status, reply["outputs"] == rows) == (200, True)
+    assert row_of(live, "echo")["inputs"] - before == 10_000
     with pytest.raises(InvalidInputError, match="at most 33554432"):
         docs.predict("echo", b"x" * (40 << 20))
+
+
+LONG = "x" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("model", "body", "status", "message"),
+    [
+        ("echo", {"inputs": [LONG], "version": 9}, 404, "version 9"),
+        ("echo", {"inputs": [LONG], "more": 1}, 400, "more: Extra inputs"),
+        ("echo", {"inputs": [LONG], "version": "1"}, 400, "version: Input should be a valid integer"),
+        ("nope", {"inputs": [LONG]}, 404, "nope"),
+        ("trouble", {"inputs": [LONG, "raise"]}, 422, "on 1 of 2 inputs, first on number 1"),
+        ("trouble", {"inputs": [LONG, "raise"], "errors": "return"}, 200, ""),
+    ],
+)
+def test_long_bodies_are_checked_as_short_ones_are(
+    live: Live, model: str, body: dict[str, Any], status: int, message: str
+) -> None:
+    """They are read in the model's process."""
+    answered, reply = live.ask("POST", f"models/shop/{model}/predict", body)
+    assert (answered, message in reply.get("message", "")) == (status, True), reply
+
+
+def test_long_bodies_that_are_no_json_or_of_another_type(live: Live, docs: Any) -> None:
+    for content, status in [("text/plain", 415), ("application/json", 400), ("application/bson", 400)]:
+        for verb in ("predict", "stream", "load"):
+            headers = {"Content-Type": content}
+            assert live.send("POST", f"models/shop/echo/{verb}", b"{" * 100_000, headers=headers).status == status
+    assert len(list(docs.predict_stream("length", LONG))) == 1
 
 
 def test_each_model_is_described_with_the_types_of_its_annotations(live: Live) -> None:
@@ -298,8 +352,8 @@ class TestDocs:
     def test_curl(self, live: Live) -> None:
         predict, stream = (self.run(live, ["bash", "-c", block]) for block in self.blocks("sh"))
         assert json.loads(predict)["outputs"] == [[11.0, 1.0, 0.0], [6.0, 1.0, 0.0]]
-        assert [line for line in stream.splitlines() if line.startswith('data: {"output')] == [
-            f'data: {{"output": {i}}}' for i in range(3)
+        assert [line for line in stream.splitlines() if line.startswith('data: {"output":')] == [
+            f'data: {{"output":{i}}}' for i in range(3)
         ]
 
     def test_javascript(self, live: Live) -> None:
@@ -308,7 +362,7 @@ class TestDocs:
         command = [str(node), "--input-type=module", "-e"]
         predict, stream = (self.run(live, [*command, prelude + block]) for block in self.blocks("js"))
         assert " ".join(predict.split()) == "1 [ [ 11, 1, 0 ], [ 6, 1, 0 ] ]"
-        assert stream.splitlines()[:3] == [f'data: {{"output": {i}}}' for i in range(3)]
+        assert stream.splitlines()[:3] == [f'data: {{"output":{i}}}' for i in range(3)]
         assert "event: end" in stream
 
     def test_python(self, live: Live, docs: Any) -> None:

@@ -9,7 +9,8 @@ A verb of a leaf class reads, from the outside in::
 
 With a lane, the method is plain blocking code that runs in a thread, reading and writing of bodies included; without
 one, it is a coroutine that only looks at what is in memory. A method with a lane that is a coroutine itself only waits
-for others: it runs in the event loop and returns the bytes of the reply, or yields them as they come.
+for the model server: it runs in the event loop, gets what that is asked for, and returns the bytes of the reply, or
+yields them as they come.
 """
 
 from __future__ import annotations
@@ -35,8 +36,9 @@ from tornado import web
 
 from superduper_nb.server_ext.failures import ApiError, error_body, redact, translate
 from superduper_nb.server_ext.metrics import REQUEST_SECONDS
-from superduper_nb.server_ext.schemas import NoBody, NoQuery, check, check_path
-from superduper_nb.server_ext.wire import BSON, JSON, dump, load
+from superduper_nb.server_ext.schemas import AskingBody, NoBody, NoQuery, check, check_path, read_asked
+from superduper_nb.server_ext.wire import BSON, JSON, dump, form_of, load
+from superduper_nb.serving import Body, UnreadBody
 
 if TYPE_CHECKING:
     from superduper_nb.server_ext.app import SuperduperApp
@@ -52,10 +54,11 @@ _JUPYTERS_OWN: Final = frozenset({"token", "no_track_activity", "_xsrf", "_"})
 _HOSTS: Final = 16
 _POLICY: Final = "superduper_content_security_policy"
 _SHORT: Final = 64 * 1024
-"""Bytes of a body that are read in the event loop in less than a millisecond."""
+"""Bytes of a body that are read in the event loop in less than a millisecond. Reading more in a thread would hold it
+up, too: parsers written in C do not let go of the interpreter."""
 
 Verb = Callable[..., Awaitable[None]]
-B = TypeVar("B", bound=BaseModel)
+B = TypeVar("B")
 Q = TypeVar("Q", bound=BaseModel)
 
 
@@ -94,6 +97,8 @@ class Work(Generic[B, Q]):
         The engines.
     path : dict
         The names in the path.
+    body : pydantic.BaseModel, or Body or UnreadBody
+        What was sent; of a method that waits for the model server, what that is asked for.
     content_type : str
         What the answer will be: JSON or BSON.
     """
@@ -270,10 +275,13 @@ class ApiBase(ExtensionHandlerMixin, JupyterHandler):
     async def _work(self, made: Operation, names: dict[str, str], query: BaseModel) -> Work[Any, Any]:
         assert made.lane
         services = await self.app.engine.services(self.app.ready_timeout)
-        # A thread costs more than a short body, and a long one would hold up everybody.
-        short = len(self.received) <= _SHORT
-        body = self._body(made) if short else await self.app.lanes[made.lane].run(partial(self._body, made))
-        return Work(services, names, query, body, self._accepted())
+        return Work(services, names, query, self._asked(made), self._accepted())
+
+    def _asked(self, made: Operation) -> Body | UnreadBody:
+        content_type = self.request.headers.get("Content-Type", "")
+        form_of(content_type)
+        data, read = bytes(self.received), partial(read_asked, cast("type[AskingBody]", made.body), content_type)
+        return read(data) if len(data) <= _SHORT else UnreadBody(data, read)
 
     def _body(self, made: Operation) -> Any:
         content_type = self.request.headers.get("Content-Type", "")

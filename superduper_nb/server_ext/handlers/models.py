@@ -14,12 +14,14 @@ from superduper_nb.server_ext.replies import LoadReply, ModelsReply, PredictRepl
 from superduper_nb.server_ext.schemas import LoadBody, NoBody, NoQuery, PredictBody, StreamBody
 from superduper_nb.server_ext.streaming import EVENTS, last, piece
 from superduper_nb.server_ext.wire import BSON, dump
-from superduper_nb.serving import Form
+from superduper_nb.serving import Body, Form, Prediction, UnreadBody
 from superduper_nb.serving.forms import reply
 
 __all__ = ["LoadHandler", "ModelsHandler", "PredictHandler", "StreamHandler", "UnloadHandler"]
 
 RESOURCE: Final = "superduper:models"
+
+Asked = Body | UnreadBody
 
 
 class ModelsHandler(ApiHandler):
@@ -33,25 +35,23 @@ class ModelsHandler(ApiHandler):
         return {"models": work.services.models(work.path["database"])}
 
 
-class PredictHandler(ApiHandler):
+class _Asking(ApiHandler):
+    async def asked(self, work: Work[Asked, NoQuery], form: Form) -> Prediction:
+        """Wait for what the model server answers to a request."""
+        name, timeout = (work.path["database"], work.path["model"]), self.app.predict_timeout
+        return await asyncio.wrap_future(work.services.ask(*name, work.body, form=form, timeout=timeout))
+
+
+class PredictHandler(_Asking):
     """``models/<database>/<model>/predict``: it runs the code of a model, so reading is not enough to be allowed it."""
 
     @web.authenticated
     @authorized(action="execute", resource="superduper:predict")
     @operation("Apply a model", body=PredictBody, reply=PredictReply, lane="predict")
-    async def post(self, work: Work[PredictBody, NoQuery]) -> bytes:
+    async def post(self, work: Work[Asked, NoQuery]) -> bytes:
         """Predict, together with what others ask of the model at the moment."""
         form = _form(work)
-        asked = work.services.submit(
-            work.path["database"],
-            work.path["model"],
-            work.body.inputs,
-            version=work.body.version,
-            errors=work.body.errors,
-            form=form,
-            timeout=self.app.predict_timeout,
-        )
-        made = await asyncio.wrap_future(asked)
+        made = await self.asked(work, form)
         return reply(form, made.outputs, version=made.version, took_ms=made.took_ms)
 
 
@@ -61,17 +61,11 @@ class StreamHandler(ApiHandler):
     @web.authenticated
     @authorized(action="execute", resource="superduper:predict")
     @operation("Apply a model that yields its output", body=StreamBody, reply=EVENTS, lane="predict")
-    async def post(self, work: Work[StreamBody, NoQuery]) -> AsyncGenerator[bytes]:
+    async def post(self, work: Work[Asked, NoQuery]) -> AsyncGenerator[bytes]:
         """Send pieces as the model yields them; when the client goes away, the model's generator is closed."""
         form, began = _form(work), False
-        stream = work.services.stream(
-            work.path["database"],
-            work.path["model"],
-            work.body.input,
-            version=work.body.version,
-            form=form,
-            timeout=self.app.predict_timeout,
-        )
+        name, timeout = (work.path["database"], work.path["model"]), self.app.predict_timeout
+        stream = work.services.open(*name, work.body, form=form, timeout=timeout)
         try:
             while not stream.done:
                 part = await asyncio.wrap_future(stream.part())
@@ -87,18 +81,15 @@ class StreamHandler(ApiHandler):
             stream.close()
 
 
-class LoadHandler(ApiHandler):
+class LoadHandler(_Asking):
     """``models/<database>/<model>/load``."""
 
     @web.authenticated
     @authorized(action="execute", resource="superduper:predict")
     @operation("Load a model before it is needed", body=LoadBody, reply=LoadReply, lane="predict")
-    async def post(self, work: Work[LoadBody, NoQuery]) -> bytes:
+    async def post(self, work: Work[Asked, NoQuery]) -> bytes:
         """Load it; with an example, apply it once."""
-        examples = [] if work.body.example is None else [work.body.example]
-        database, model = work.path["database"], work.path["model"]
-        asked = work.services.submit(database, model, examples, form="bson", timeout=self.app.predict_timeout)
-        made = await asyncio.wrap_future(asked)
+        made = await self.asked(work, "bson")
         return dump({"version": made.version, "took_ms": made.took_ms}, work.content_type)
 
 
