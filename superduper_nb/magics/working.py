@@ -11,8 +11,8 @@ from superduper_nb.magics.call import Call
 from superduper_nb.magics.command import Command
 from superduper_nb.magics.connecting import live_option
 from superduper_nb.magics.line import Parser
-from superduper_nb.widgets.jobs import job_row
-from superduper_nb.widgets.listing import Listing, Note
+from superduper_nb.widgets.jobs import JobTable
+from superduper_nb.widgets.listing import Note
 from superduper_nb.widgets.live import Live
 from superduper_nb.widgets.progress import JobsView
 
@@ -26,14 +26,14 @@ STATES: Final = ("pending", "running", "succeeded", "failed", "cancelled", "bloc
 LAST_PICTURE_S: Final = 3.0
 
 
-def jobs(call: Call) -> Listing | Live:
+def jobs(call: Call) -> JobTable | Live:
     """List jobs, the newest first; ``--live`` keeps the list as it is now."""
     recorded, target, state = _recorded(call), call.target, call.args.state
     where = f"{target} has no {state or ''} job".replace("  ", " ")
 
-    def look() -> Listing:
+    def look() -> JobTable:
         found = recorded.list(state, limit=call.args.n)
-        return Listing((job_row(job.record) for job in found), heading=f"jobs of {target}", empty=where)
+        return JobTable((job.record for job in found), heading=f"jobs of {target}", empty=where)
 
     return Live(look, "jobs") if call.args.live else look()
 

@@ -8,9 +8,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
+from superduper_nb.documents.paths import get_path
 from superduper_nb.errors import InvalidInputError
 
-__all__ = ["to_arrow", "to_parquet", "to_polars"]
+__all__ = ["to_arrow", "to_numpy", "to_parquet", "to_polars"]
 
 Documents = Sequence[Mapping[str, Any]]
 
@@ -27,6 +28,18 @@ def to_polars(documents: Documents) -> Any:
     """Return a :class:`polars.DataFrame`."""
     polars = _needed("polars", "to_polars")
     return polars.DataFrame(_columns(documents, lambda values: polars.Series(values=values, strict=True)))
+
+
+def to_numpy(documents: Documents, field: str) -> Any:
+    """Return a field of all documents as one array, its first axis the documents."""
+    numpy = _needed("numpy", "to_numpy")
+    values = [get_path(document, field) for document in documents]
+    if missing := sum(value is None for value in values):
+        raise InvalidInputError(f"{missing} of {len(values)} documents have no {field!r}: an array has no gaps.")
+    try:
+        return numpy.stack([numpy.asarray(value) for value in values]) if values else numpy.empty(0)
+    except ValueError as error:
+        raise InvalidInputError(f"the values of {field!r} do not go into one array: {error}.") from error
 
 
 def to_parquet(documents: Documents, path: str | Path) -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from superduper_nb.widgets.jobs import job_row
-from superduper_nb.widgets.listing import Listing, Note
+from superduper_nb.widgets.jobs import JobTable
+from superduper_nb.widgets.listing import Note
 from superduper_nb.widgets.progress import JobsView
 
 __all__ = ["BUNDLES", "DISPLAYS", "job_list_bundle", "show_jobs", "write_bundle"]
@@ -37,7 +37,7 @@ def write_bundle(result: Any) -> dict[str, str]:
 
 def job_list_bundle(jobs: Any) -> dict[str, str]:
     """Return the newest jobs as a table."""
-    return Listing((job_row(job.record) for job in jobs.list(limit=20)), empty="no jobs")._repr_mimebundle_()
+    return JobTable((job.record for job in jobs.list(limit=20)), heading="the newest jobs")._repr_mimebundle_()
 
 
 def _sentence(result: Any) -> str:

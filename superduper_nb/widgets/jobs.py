@@ -8,8 +8,11 @@ from typing import Any, Final, Literal
 
 from superduper_nb.widgets import html
 from superduper_nb.widgets.clean import shorten, visible
+from superduper_nb.widgets.grid import Grid
+from superduper_nb.widgets.listing import Listing
+from superduper_nb.widgets.values import cell
 
-__all__ = ["FINISHED", "JobState", "finished", "job_row", "jobs_html", "jobs_text", "snapshot"]
+__all__ = ["FINISHED", "JobState", "JobTable", "finished", "job_row", "jobs_html", "jobs_text", "snapshot"]
 
 FINISHED: Final = frozenset({"succeeded", "failed", "cancelled", "blocked"})
 MOST_JOBS: Final = 50
@@ -41,6 +44,8 @@ class JobState:
         Documents in a second, and seconds to go (0: unknown).
     note : str
         What it says of itself: the curve of a training's loss and its last results.
+    created : str
+        When it was queued.
     """
 
     id: str
@@ -53,6 +58,7 @@ class JobState:
     rate: float = 0.0
     eta: float = 0.0
     note: str = ""
+    created: str = ""
 
     @property
     def mood(self) -> Mood:
@@ -101,7 +107,8 @@ def _state(record: Mapping[str, Any]) -> JobState:
     rate, eta = (float(numbers.get(name) or 0.0) for name in ("rate", "eta"))
     name, id = visible(shorten(str(record["name"]), 80)), visible(str(record["_id"]))
     error, note = _reason(record), visible(shorten(str(record.get("note") or ""), 200))
-    return JobState(id, name, str(record["state"]), done, total, failed, error, rate, eta, note)
+    created = cell(record["created"]).text if record.get("created") else ""
+    return JobState(id, name, str(record["state"]), done, total, failed, error, rate, eta, note, created)
 
 
 def _reason(record: Mapping[str, Any]) -> str:
@@ -158,11 +165,31 @@ def jobs_text(states: Sequence[JobState], *, seconds: float = 0.0) -> str:
     return "\n".join([*lines, *_left_out(states)])
 
 
-def jobs_html(states: Sequence[JobState], *, seconds: float = 0.0, problem: str = "") -> str:
+def jobs_html(states: Sequence[JobState], *, seconds: float = 0.0, problem: str = "", heading: str = "") -> str:
     """Draw jobs as a table with bars; `problem` tells why the picture may be old."""
     notes = [_clock(seconds), *_left_out(states), visible(problem)]
     footer = " · ".join(note for note in notes if note)
-    return str(html.render("jobs.html.j2", jobs=states[:MOST_JOBS], footer=footer))
+    return str(html.render("jobs.html.j2", jobs=states[:MOST_JOBS], footer=footer, heading=visible(heading)))
+
+
+class JobTable(Listing):
+    """Jobs, as rows for programs and text, and with bars in a notebook.
+
+    Parameters
+    ----------
+    records : iterable of mapping
+        Of jobs, as they are stored.
+    heading, empty : str
+        As those of a `Listing`.
+    """
+
+    def __init__(self, records: Iterable[Mapping[str, Any]], *, heading: str = "", empty: str = "no jobs") -> None:
+        records = list(records)
+        super().__init__(map(job_row, records), heading=heading, empty=empty)
+        self._states = snapshot(records)
+
+    def _html(self, table: Grid) -> str:
+        return jobs_html(self._states, heading=self.heading) if self._states else super()._html(table)
 
 
 def _left_out(states: Sequence[JobState]) -> list[str]:

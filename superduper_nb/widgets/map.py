@@ -152,6 +152,8 @@ class EmbeddingMap:
     def _paint(self, scatter: Any, *, dark: bool) -> None:
         """Choose colours that are seen on the page."""
         scatter.background("#111111" if dark else "#ffffff")
+        scatter.axes(True)
+        scatter.axes(False)  # which their new colour has drawn
         scatter.color(default="#7fb0ff" if dark else "#2f6fd6", **({"by": "group"} if self._colored() else {}))
 
     def _colored(self) -> bool:

@@ -135,6 +135,16 @@ class Result(Sequence[dict[str, Any]]):
         """Return a :class:`pandas.DataFrame` with one row for each document and one column for each field."""
         return export.to_pandas(self._documents)
 
+    def to_numpy(self, field: str) -> Any:
+        """Return one field of every document as an array: ``hits.to_numpy("_outputs.text.minilm")`` is of shape (n, d).
+
+        Raises
+        ------
+        InvalidInputError
+            A document lacks the field (dots for nested ones), or the values do not go into one array.
+        """
+        return columns.to_numpy(self._documents, field)
+
     def to_polars(self) -> Any:
         """Return a :class:`polars.DataFrame`; what its columns can't hold becomes text or lists."""
         return columns.to_polars(self._documents)

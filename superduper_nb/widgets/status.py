@@ -110,7 +110,7 @@ def _is_more(key: str, value: Any) -> bool:
 
 
 def _fact(name: str, value: Any) -> str:
-    if name == "rss":
+    if name in ("rss", "bytes"):
         return f"memory: {value / 2**20:,.0f} MiB"
     if isinstance(value, list):
         value = len(value)

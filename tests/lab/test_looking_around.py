@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.lab.conftest import SHOTS, violations
+from tests.lab.browsing import SHOTS, violations
 from tests.lab.test_lab import THEMES, USE, check, shoot
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(480)]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from scripts import demo
-from tests.lab.conftest import PANEL, SHOTS, Lab, violations
+from tests.lab.browsing import PANEL, SHOTS, Lab, violations
 from tests.lab.notebooks import code_cells
 from tests.lab.test_lab import THEMES, USE, check
 

@@ -277,6 +277,16 @@ def test_numbers_read_well() -> None:
     assert [line.split()[1] for line in text.splitlines()[1:]] == ["0.3", "1234567.891", "1e-09", "1e+20", "3", "2"]
 
 
+def test_a_field_as_an_array() -> None:
+    result = Result([{"a": {"v": np.arange(3.0)}, "_score": 0.5}, {"a": {"v": np.ones(3)}, "_score": 0.25}])
+    np.testing.assert_array_equal(result.to_numpy("a.v"), [[0, 1, 2], [1, 1, 1]])
+    np.testing.assert_array_equal(result.to_numpy("_score"), [0.5, 0.25])
+    with pytest.raises(InvalidInputError, match="2 of 2 documents have no 'nope'"):
+        result.to_numpy("nope")
+    with pytest.raises(InvalidInputError, match="do not go into one array"):
+        Result([{"v": [1, 2]}, {"v": [1]}]).to_numpy("v")
+
+
 def test_torch_tensors_are_vectors() -> None:
     torch = pytest.importorskip("torch")
     text = repr(Document({"v": torch.arange(10.0, requires_grad=True), "m": torch.zeros(3, 4), "s": torch.tensor(1.5)}))
