@@ -19,6 +19,7 @@ import bson
 from bson.binary import UuidRepresentation
 from bson.codec_options import CodecOptions, DatetimeConversion
 from bson.errors import BSONError
+from pymongo import _csot
 
 from superduper_nb.errors import (
     InvalidInputError,
@@ -195,13 +196,20 @@ class RemoteServices(Generic[Reply, Prediction]):
     ) -> dict[str, Any]:
         data = None if body is None else _encoded(body)
         headers = {"Accept": BSON, "Content-Type": BSON}
-        answer = self._transport.request(method, API + path, body=data, headers=headers, timeout=timeout)
+        seconds = _within(timeout)
+        answer = self._transport.request(method, API + path, body=data, headers=headers, timeout=seconds)
         if answer.status >= 300:
             raise _error(self.url, answer)
         try:
             return bson.decode(answer.body, _RECEIVE)
         except BSONError:
             raise ServerUnavailableError(f"What answers at {self.url} does not speak BSON: is it our server?") from None
+
+
+def _within(seconds: float) -> float:
+    """Return `seconds`, or what is left of the time that the caller allows by ``pymongo.timeout``, if that is less."""
+    left = _csot.remaining()
+    return seconds if left is None else min(seconds, max(left, 0.001))
 
 
 def _path(*parts: str) -> str:

@@ -58,6 +58,14 @@ class Command:
         if self.target:
             parser.add_argument("--in", dest="target", metavar="DB.COLLECTION", help="instead of the collection in use")
         parser.add_argument("--on", metavar="NAME", help="the connection; default: the current one")
+        if "--timeout" not in parser.options:
+            parser.add_argument(
+                "--timeout",
+                dest="allowed",
+                type=float,
+                metavar="SECONDS",
+                help="how long it may take",
+            )
         parser.add_argument(
             "-o", dest="output", metavar="VARIABLE", type=name_argument, help="bind the result, and show it"
         )

@@ -63,7 +63,7 @@ def _explained(error: Exception) -> SuperduperError | None:
     bson: Any = sys.modules.get("bson.errors")
     if pymongo is None or bson is None:
         return None
-    if isinstance(error, pymongo.ExecutionTimeout | pymongo.WTimeoutError):
+    if isinstance(error, pymongo.PyMongoError) and error.timeout:
         return DeadlineError(f"MongoDB took longer than allowed: {_message(error)}.")
     if isinstance(error, pymongo.OperationFailure):
         return InvalidInputError(f"MongoDB refused it: {_message(error)}.{_hint(_message(error))}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any, Final
@@ -102,11 +103,20 @@ def run(
         return Outcome(Note(str(help)))
     _check_body(command, cell)
     call = Call(args, connections, names or {}, cell, options, scope)
-    with one_line(command.name):
+    with one_line(command.name), _allowed(getattr(args, "allowed", None)):
         value = command.run(call)
     bindings = dict(call.bindings)
     bindings |= {name: value for name in (args.output, parsed.variable) if name}
     return Outcome(value, bindings, quiet=parsed.quiet or call.quiet or bool(parsed.variable))
+
+
+def _allowed(seconds: float | None) -> AbstractContextManager[None]:
+    """Limit the time of what is asked of MongoDB and of the notebook server."""
+    if seconds is None:
+        return nullcontext()
+    import pymongo
+
+    return pymongo.timeout(seconds)
 
 
 def _is_bare(words: tuple[str, ...], cell: str | None) -> bool:

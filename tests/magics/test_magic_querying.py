@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from superduper_nb.errors import InvalidInputError
+from superduper_nb.errors import DeadlineError, InvalidInputError
 from superduper_nb.magics.reading import fields_argument, sort_argument
 from superduper_nb.widgets.results import Document, Result
 from tests.widgets.payloads import foreign_parts
@@ -91,6 +91,13 @@ def test_explain_shows_the_plan_of_mongodb(docs: Any, sddb: Any) -> None:
     assert "queryPlanner" in explained
     assert repr(explained).startswith("LIMIT ← FETCH ← IXSCAN price_1 · 1 keys and 1 documents looked at · 1 found in ")
     assert foreign_parts(explained._repr_mimebundle_()["text/html"]) == []
+
+
+def test_every_sub_command_takes_a_time_limit(docs: Any, sddb: Any) -> None:
+    assert len(sddb("find --timeout 30").value) == 6
+    for line in ("find --timeout 0.00001", "count --timeout 0.00001", "describe --timeout 0.00001"):
+        with pytest.raises(DeadlineError, match="longer than allowed"):
+            sddb(line)
 
 
 def test_find_one(docs: Any, sddb: Any, capsys: pytest.CaptureFixture[str]) -> None:

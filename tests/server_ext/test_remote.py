@@ -12,6 +12,7 @@ from typing import Any
 
 import bson
 import numpy as np
+import pymongo
 import pytest
 from bson.binary import Binary
 from jupyter_server.serverapp import ServerApp
@@ -215,6 +216,12 @@ def test_something_else_there(strange: str) -> None:
 def test_no_answer_in_time(strange: str) -> None:
     with pytest.raises(DeadlineError, match="silent"):
         Transport(strange).request("GET", "silent", timeout=0.1)
+
+
+def test_the_time_that_pymongo_allows_is_ours_too(strange: str) -> None:
+    services = RemoteServices(f"{strange}silent/", carried=CARRIED)
+    with pytest.raises(DeadlineError, match=r"in 0\.[01]"), pymongo.timeout(0.2):
+        services.status()
 
 
 @pytest.mark.parametrize("url", ["localhost:8888", "ftp://x/", "", "http://"])

@@ -1,4 +1,4 @@
-"""Typing in JupyterLab while jobs run, and a map of 100 000 points: ``python benchmarks/typing.py [documents]``.
+"""Typing in JupyterLab while jobs run, and a map of 100 000 points: ``python benchmarks/browser.py [documents]``.
 
 In a real browser (Chromium, drawing in software), on the machine that also runs the server, MongoDB and the workers. A
 lag is the time from a key's event to the end of the frame that shows it.
