@@ -14,7 +14,7 @@ from superduper_nb.jobs.training import imputing
 from superduper_nb.jobs.watchers import Watcher
 from superduper_nb.training.building import loss_of, metric_of, models_of
 from superduper_nb.training.options import Training
-from superduper_nb.training.runs import RunStore, named
+from superduper_nb.training.runs import PLACE, RunStore, named
 from superduper_nb.training.task import task_name
 
 if TYPE_CHECKING:
@@ -55,6 +55,31 @@ class Task(dict[str, Any]):
         runs = self._store.of(*self._name)
         points = pd.DataFrame(self._store.history(runs[-1]["_id"]) if runs else [], columns=None)
         return points.set_index("step") if len(points) else points
+
+    def compare(self, name: str) -> pd.DataFrame:
+        """Return one curve of every run: a row for each step, a column for each run, oldest first.
+
+        Parameters
+        ----------
+        name : str
+            Of a column of `history`, such as ``"valid.loss"``.
+
+        Raises
+        ------
+        NotFoundError
+            No run measured it.
+        """
+        import pandas as pd
+
+        histories = {run["_id"]: self._store.history(run["_id"]) for run in self._store.of(*self._name)}
+        curves = {
+            run: pd.Series({point["step"]: point[name] for point in points if name in point}, dtype=float)
+            for run, points in histories.items()
+        }
+        if not any(map(len, curves.values())):
+            known = {key for points in histories.values() for point in points for key in point} - PLACE
+            raise NotFoundError(f"No run of {self['id']!r} has {name!r}.{did_you_mean(name, sorted(known))}")
+        return pd.DataFrame(curves).rename_axis("step")
 
     @property
     def runs(self) -> pd.DataFrame:

@@ -13,7 +13,7 @@ the outputs, covers the records written before, and a claim or a progress report
 from __future__ import annotations
 
 from collections.abc import Collection as Some
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, Final
@@ -228,9 +228,9 @@ class JobStore:
             kept[-1] |= {"text": f"… no more is kept than {LOG_LINES} lines of a job", "stream": "note"}
         self._logs.insert_many(kept)
 
-    def note(self, id: str, text: str) -> None:
-        """Let a job say something of itself, in a line."""
-        self._jobs.update_one({"_id": id}, {"$set": {"note": text}})
+    def note(self, id: str, text: str, curves: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Let a job say something of itself: in a line, and as curves, ``{"name", "steps", "values"}`` each."""
+        self._jobs.update_one({"_id": id}, {"$set": {"note": text, "curves": list(curves)}})
 
     def _owned(self, id: str, owner: str, change: dict[str, Any]) -> bool:
         result = self._jobs.update_one({"_id": id, "owner": owner, "state": "running"}, [{"$set": change}])

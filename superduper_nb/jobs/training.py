@@ -41,7 +41,7 @@ class TrainingWork:
         control = control or Control()
         run = Run(self._database, self._loader, self._job["_id"])
         jobs = JobStore(self._database)
-        trained = run.train(control, lambda text: jobs.note(self._job["_id"], text))
+        trained = run.train(control, lambda text, curves: jobs.note(self._job["_id"], text, curves))
         state = jobs.get(self._job["_id"])["state"]
         if control.stopped() and state != "cancelled":
             return Outcome(trained.result.step)  # another has taken over, and stores what is to be stored

@@ -6,7 +6,6 @@ in a random order and shuffles a buffer of them at a time. What was prepared sta
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -189,40 +188,50 @@ class Samples:
 
     def epoch(self, epoch: int) -> Iterator[Any]:
         """Yield the samples of an epoch, shuffled."""
-        rng = random.Random(f"{self._seed} {epoch}")
-        order = list(range(len(self.documents.blocks)))
-        rng.shuffle(order)
+        rng = np.random.default_rng([self._seed, epoch])
+        order = rng.permutation(len(self.documents.blocks)).tolist()
         each = max(1, self.buffer // _BLOCK)
-        for samples in self._read_ahead([order[at : at + each] for at in range(0, len(order), each)]):
-            rng.shuffle(samples)
-            yield from samples
+        for samples in self._groups([order[at : at + each] for at in range(0, len(order), each)]):
+            for row in rng.permutation(len(samples)).tolist():
+                yield samples[row]
 
     def in_order(self) -> Iterator[Any]:
         """Yield the samples by ``_id``."""
-        for samples in self._read_ahead([[number] for number in range(len(self.documents.blocks))]):
+        for samples in self._groups([[number] for number in range(len(self.documents.blocks))]):
             yield from samples
 
+    def _groups(self, groups: list[list[int]]) -> Iterator[list[Any]]:
+        """Yield the samples of each group of blocks."""
+        if len(self._cache) == len(self.documents.blocks):
+            return (self._read(group)() for group in groups)
+        return self._read_ahead(groups)
+
     def _read_ahead(self, groups: list[list[int]]) -> Iterator[list[Any]]:
-        """Yield the samples of each group of blocks; the next group is read while one is worked on.
+        """Yield the samples of each group; the next one is read while one is worked on.
 
         It is prepared beside the training, too, unless nothing is to be kept: then `preprocess` may draw at random, and
         draws from the training's own generators, in its order.
         """
+
+        def ahead(group: list[int]) -> Callable[[], list[Any]]:
+            prepare = self._read(group)
+            if not self._keeps:
+                return prepare
+            samples = prepare()
+            return lambda: samples
+
         with ThreadPoolExecutor(1, thread_name_prefix="superduper-training-reader") as reader:
-            coming = [reader.submit(self._read, group) for group in groups[:1]]
+            coming = [reader.submit(ahead, group) for group in groups[:1]]
             for n in range(len(groups)):
                 samples = coming.pop().result()
-                coming = [reader.submit(self._read, group) for group in groups[n + 1 : n + 2]]
-                yield samples() if callable(samples) else samples
+                coming = [reader.submit(ahead, group) for group in groups[n + 1 : n + 2]]
+                yield samples()
 
-    def _read(self, group: list[int]) -> Any:
+    def _read(self, group: list[int]) -> Callable[[], list[Any]]:
+        """Read what is not kept; return what prepares it."""
         blocks = self.documents.blocks
         read = [(n, None if n in self._cache else self.documents.read(blocks[n])) for n in group]
-
-        def prepare() -> list[Any]:
-            return [sample for number, documents in read for sample in self._prepared(number, documents)]
-
-        return prepare() if self._keeps else prepare
+        return lambda: [sample for number, documents in read for sample in self._prepared(number, documents)]
 
     def _prepared(self, number: int, documents: list[dict[str, Any]] | None) -> list[Any]:
         if documents is None:

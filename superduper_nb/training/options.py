@@ -27,8 +27,10 @@ class Training:
         Where it ends, whichever comes first; neither given: after ten epochs. A step is one update of the weights.
     batch_size : int, default 64
         Documents a batch; with `processes`, of all of them together.
-    lr, weight_decay : float, default 1e-3 and 0.0
-        Learning rate, and decay of the weights.
+    lr : float, default 1e-3
+        Learning rate.
+    weight_decay : float, optional
+        Decay of the weights; default: the optimizer's own (AdamW: 0.01).
     optimizer : str or callable, default "AdamW"
         The name of a class in `torch.optim`, or ``(parameters) -> optimizer``.
     scheduler : str or callable, default "constant"
@@ -74,7 +76,7 @@ class Training:
     epochs: int | None = None
     batch_size: int = 64
     lr: float = 1e-3
-    weight_decay: float = 0.0
+    weight_decay: float | None = None
     optimizer: str | Callable[..., Any] = "AdamW"
     scheduler: str | Callable[..., Any] = "constant"
     warmup_steps: int = 0
@@ -102,9 +104,9 @@ class Training:
             self._number(name, int, 0)
         for name in ("max_steps", "epochs", "validate_every", "early_stopping"):
             self._number(name, int, 1, optional=True)
-        for name in ("lr", "weight_decay", "checkpoint_every_s"):
+        for name in ("lr", "checkpoint_every_s"):
             self._number(name, float, 0)
-        for name in ("validate_every_s", "clip_norm"):
+        for name in ("weight_decay", "validate_every_s", "clip_norm"):
             self._number(name, float, 0, optional=True)
         self._one_of("precision", PRECISIONS)
         self._one_of("mode", ("min", "max", None))

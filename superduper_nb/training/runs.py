@@ -16,7 +16,7 @@ from superduper_nb.components import Component, artifacts
 from superduper_nb.components.store import plain_database
 from superduper_nb.training.loop import Result
 
-__all__ = ["HISTORY", "RUNS", "RunRecorder", "RunStore", "sketch"]
+__all__ = ["HISTORY", "PLACE", "RUNS", "RunRecorder", "RunStore", "Told", "sketch"]
 
 RUNS: Final = "_sddb.runs"
 HISTORY: Final = "_sddb.history"
@@ -25,7 +25,13 @@ _LEVELS: Final = "▁▂▃▄▅▆▇█"
 _WRITE_EVERY_S: Final = 0.5
 _KEEP: Final = 100
 """So many runs of one task are kept, with their histories."""
+_SHOWN: Final = 80
+"""So many points of a curve does a job show at most."""
+PLACE: Final = frozenset({"step", "epoch", "time"})
+"""Where a point of the curves is, beside its values."""
 Record = dict[str, Any]
+Told = Callable[[str, Sequence[Mapping[str, Any]]], None]
+"""``(line, curves)``: how a training goes, in words and as ``{"name", "steps", "values"}`` each."""
 
 
 class RunStore:
@@ -148,43 +154,59 @@ class RunRecorder:
     store : RunStore
         Of its database.
     id : str
-        The run's.
+        The run's; one that goes on finds its curves there.
     told : callable
-        Hears, now and then, the curve of the loss and the last values, in a line.
+        ``(line, curves)``: hears, now and then, how it goes.
     """
 
-    def __init__(self, store: RunStore, id: str, told: Callable[[str], None]) -> None:
+    def __init__(self, store: RunStore, id: str, told: Told) -> None:
         self._store, self._id, self._told = store, id, told
-        self._curve: list[float] = []
-        self._values: dict[str, float] = {}
+        self._curves: dict[str, dict[int, float]] = {}
         self._points: list[UpdateOne] = []
         self._last: dict[str, Any] = {}
         self._written = time.monotonic()
+        for point in store.history(id):
+            found = {name: value for name, value in point.items() if name not in PLACE}
+            self._remember(point["step"], found)
 
     def point(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
         """Keep values of a step; those of the same step replace them."""
         found = {name: value for name, value in values.items() if not math.isnan(value)}
+        self._remember(step, found)
         change = {f"values.{_field(name)}": value for name, value in found.items()}
         point = {"epoch": epoch, "time": datetime.now(UTC), **change}
-        self._values |= found
-        self._curve += [found["loss"]] if "loss" in found else []
         self._points.append(UpdateOne({"run": self._id, "step": step}, {"$set": point}, upsert=True))
         self._last |= {"step": step, "epoch": epoch, **{f"last.{_field(k)}": v for k, v in found.items()}}
         if time.monotonic() - self._written > _WRITE_EVERY_S:
             self.flush()
 
+    def _remember(self, step: int, found: Mapping[str, float]) -> None:
+        for name, value in found.items():
+            self._curves.setdefault(name, {})[step] = value
+
     def flush(self) -> None:
         """Write what was kept: a quick loop has more to say than MongoDB should be told one by one."""
         if self._points:
             self._store.add_points(self._id, self._points, self._last)
-            results = [f"{name} {value:.4g}" for name, value in self._values.items()]
-            self._told(" · ".join([sketch(self._curve), *results] if self._curve else results))
+            self._told(self._line(), [_thinned(name, curve) for name, curve in self._curves.items()])
         self._points, self._last, self._written = [], {}, time.monotonic()
+
+    def _line(self) -> str:
+        results = [f"{name} {list(curve.values())[-1]:.4g}" for name, curve in self._curves.items()]
+        curve = self._curves.get("loss")
+        return " · ".join([sketch(list(curve.values())), *results] if curve else results)
 
     def checkpoint(self, state: dict[str, Any]) -> None:
         """Keep the state from which the run goes on."""
         self.flush()
         self._store.save_checkpoint(self._id, state)
+
+
+def _thinned(name: str, curve: Mapping[int, float]) -> dict[str, Any]:
+    """Return a curve as a job shows it: few points, the last among them."""
+    every = -(-len(curve) // _SHOWN)
+    points = list(curve.items())[::-1][::every][::-1]
+    return {"name": name, "steps": [step for step, _ in points], "values": [value for _, value in points]}
 
 
 def sketch(values: Sequence[float]) -> str:

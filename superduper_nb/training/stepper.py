@@ -211,8 +211,8 @@ def _optimizer(module: nn.Module, training: Training) -> Any:
             raise InvalidInputError(f"torch.optim has no optimizer {make!r}.{near}")
         make = known[make.lower()]
     if isinstance(make, type):
-        options = {"lr": training.lr}
-        return make(parameters, **options, **({"weight_decay": training.weight_decay} if training.weight_decay else {}))
+        decay = {} if training.weight_decay is None else {"weight_decay": training.weight_decay}
+        return make(parameters, lr=training.lr, **decay)
     return make(parameters)
 
 
@@ -246,8 +246,8 @@ def seed_all(*parts: object) -> None:
     """Seed every generator that a model may draw from."""
     import torch
 
-    seed = random.Random(" ".join(map(str, parts))).getrandbits(32)
-    random.seed(seed)
+    random.seed(" ".join(map(str, parts)))
+    seed = random.getrandbits(32)
     np.random.seed(seed)
     torch.default_generator.manual_seed(seed)  # torch.manual_seed takes a millisecond for devices that are not there
     if torch.cuda.is_available():

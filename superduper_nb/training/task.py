@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -20,7 +20,7 @@ from superduper_nb.training.estimators import fit, is_estimator
 from superduper_nb.training.imputation import ImputationTrainer
 from superduper_nb.training.loop import Loop, Onlooker, Result
 from superduper_nb.training.options import Training
-from superduper_nb.training.runs import RunRecorder, RunStore
+from superduper_nb.training.runs import RunRecorder, RunStore, Told
 from superduper_nb.training.stepper import Stepper
 from superduper_nb.training.trainer import Trainer
 
@@ -82,8 +82,8 @@ class Run:
         self._upstream = {key: loader.store.get("model", model).version for key, model in self._features.items()}
         self._codec = loader.codec()
 
-    def train(self, onlooker: Onlooker, told: Callable[[str], None]) -> Trained:
-        """Train, or go on with it; nothing is stored yet. `told` hears now and then, in a line, how it goes.
+    def train(self, onlooker: Onlooker, told: Told) -> Trained:
+        """Train, or go on with it; nothing is stored yet. `told` hears now and then how it goes.
 
         Raises
         ------

@@ -8,6 +8,7 @@ from typing import Any, Final, Literal
 
 from superduper_nb.widgets import html
 from superduper_nb.widgets.clean import shorten, visible
+from superduper_nb.widgets.curves import HEIGHT, WIDTH, Chart, charts
 from superduper_nb.widgets.grid import Grid
 from superduper_nb.widgets.listing import Listing
 from superduper_nb.widgets.values import cell
@@ -46,6 +47,8 @@ class JobState:
         What it says of itself: the curve of a training's loss and its last results.
     created : str
         When it was queued.
+    charts : tuple of Chart
+        The same as pictures.
     """
 
     id: str
@@ -59,6 +62,7 @@ class JobState:
     eta: float = 0.0
     note: str = ""
     created: str = ""
+    charts: tuple[Chart, ...] = ()
 
     @property
     def mood(self) -> Mood:
@@ -108,7 +112,8 @@ def _state(record: Mapping[str, Any]) -> JobState:
     name, id = visible(shorten(str(record["name"]), 80)), visible(str(record["_id"]))
     error, note = _reason(record), visible(shorten(str(record.get("note") or ""), 200))
     created = cell(record["created"]).text if record.get("created") else ""
-    return JobState(id, name, str(record["state"]), done, total, failed, error, rate, eta, note, created)
+    drawn = charts(record.get("curves", ()))
+    return JobState(id, name, str(record["state"]), done, total, failed, error, rate, eta, note, created, drawn)
 
 
 def _reason(record: Mapping[str, Any]) -> str:
@@ -190,6 +195,8 @@ class JobTable(Listing):
 
     def _html(self, table: Grid) -> str:
         return jobs_html(self._states, heading=self.heading) if self._states else super()._html(table)
+
+    return str(html.render("jobs.html.j2", jobs=states[:MOST_JOBS], footer=footer, width=WIDTH, height=HEIGHT))
 
 
 def _left_out(states: Sequence[JobState]) -> list[str]:

@@ -17,6 +17,7 @@ from superduper_nb.jobs.outputs import Control
 from superduper_nb.jobs.training import TrainingWork
 from superduper_nb.models import Loader
 from superduper_nb.training import RunStore
+from superduper_nb.training.data import Documents, Samples, Skipped
 from superduper_nb.training.runs import RunRecorder
 
 Docs = sd.Collection[dict[str, Any]]
@@ -88,6 +89,36 @@ def test_a_killed_training_ends_as_an_unbroken_one(digits: Docs, monkeypatch: py
     work(digits, record).run(["run"], Control())
     assert digits.models.versions("net") == versions
     assert digits.database["_sddb.fs.files"].count_documents({}) == files
+
+
+def test_it_takes_the_steps_of_a_loop_written_by_hand(digits: Docs, digit_rows: list[dict[str, Any]]) -> None:
+    """Given the same order, what it leaves is what anybody's loop over the same data in memory does."""
+    how = sd.Training(epochs=3, batch_size=32, lr=1e-2, seed=3)
+    digits.create_model("net", net(dropout=0.0))
+    digits.create_imputation("digit", "net", "img", None, "label", loss="cross_entropy", training=how)
+    rows = {row["_id"]: row for row in digit_rows}
+    plain: Database[Any] = digits._workspace.store.database
+    query = {"_fold": "train", "label": {"$exists": True}}
+    order = Samples(Documents(plain["docs"], query, {"_id": 1}), lambda each: each["_id"], Skipped(), seed=3)
+
+    model, names = net(dropout=0.0), sorted(DIGITS)
+    optimizer, losses = torch.optim.AdamW(model.parameters(), lr=1e-2), []
+    for epoch in range(3):
+        for ids in torch.tensor(list(order.epoch(epoch))).split(32):
+            x = torch.stack([model.preprocess(rows[id]["img"]) for id in ids.tolist()])
+            y = torch.tensor([names.index(rows[id]["label"]) for id in ids.tolist()])
+            optimizer.zero_grad()
+            loss = torch.nn.functional.cross_entropy(model(x), y)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            losses.append(float(loss.detach()))
+    history = digits.imputations["digit"].history["loss"].dropna()
+    assert history.tolist() == pytest.approx(losses, rel=1e-4)
+    assert digits.imputations["digit"].runs["best_step"].tolist() == [len(losses)]
+    trained = digits.models["net"].parameters()
+    assert all(
+        torch.allclose(ours, theirs, atol=1e-5) for ours, theirs in zip(trained, model.parameters(), strict=True)
+    )
 
 
 def test_what_it_forgets_without_a_checkpoint_is_only_time(digits: Docs, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,7 +40,9 @@ def test_an_imputation_learns_and_fills_the_missing_labels(digits: Docs, digit_r
     shown = jobs_text(snapshot([jobs["train digit"].record]))
     assert f"valid.accuracy {curve(digits, 'valid.accuracy')[-1]:.4g}" in shown
     assert shown.index("█") < shown.index("▁")
-    assert "valid.accuracy" in jobs_html(snapshot([jobs["train digit"].record]))
+    drawn = jobs_html(snapshot([jobs["train digit"].record]))
+    assert drawn.count("<polyline") == 2 * 4  # loss and valid.loss, accuracy, F1; each with its key
+    assert "valid.accuracy" in drawn
     assert runs["best"].iloc[0] == min(curve(digits))
     assert runs["valid.f1"].iloc[0] > 0.8
     assert digits.imputations["digit"]["target_key"] == "label"
@@ -62,8 +64,12 @@ def test_an_imputation_learns_and_fills_the_missing_labels(digits: Docs, digit_r
     impute(digits, sd.Training(epochs=8, batch_size=32, lr=1e-2, seed=1))
     runs = digits.imputations["digit"].runs
     assert runs["training.seed"].fillna(0).tolist() == [0, 1]
-    first = [point["valid.loss"] for point in histories(digits) if point["step"] == 0]
-    assert first[0] == first[1]
+    both = digits.imputations["digit"].compare("valid.loss")
+    assert list(both.columns) == list(runs.index)
+    assert both.loc[0].nunique() == 1
+    assert both.iloc[:, 1].dropna().tolist() == curve(digits)
+    with pytest.raises(NotFoundError, match=r"Did you mean 'valid\.loss'"):
+        digits.imputations["digit"].compare("valid.los")
     # The old version is there to go back to; it is no no-op, though the current one was made of it.
     digits.models.rollback("net", 1)
     assert digits.models.versions("net") == [1, 2, 3, 4]
@@ -75,13 +81,6 @@ def test_an_imputation_learns_and_fills_the_missing_labels(digits: Docs, digit_r
     digits.imputations.delete("digit")
     assert digits.database["_sddb.runs"].count_documents({}) == 0
     assert digits.database["_sddb.history"].count_documents({}) == 0
-
-
-def histories(docs: Docs) -> list[dict[str, Any]]:
-    points = (
-        docs.database["_sddb.history"].find({"values.valid/loss": {"$exists": True}}).sort([("run", 1), ("step", 1)])
-    )
-    return [{"step": point["step"], "valid.loss": point["values"]["valid/loss"]} for point in points]
 
 
 def test_the_same_seed_gives_the_same_weights(digits: Docs) -> None:

@@ -312,3 +312,24 @@ def test_the_clock_of_a_view_starts_with_it(screen: Screen) -> None:
     began = time.monotonic()
     view = JobsView([FakeJob("succeeded")])
     assert 0 <= view._seconds() <= time.monotonic() - began + 0.001
+
+
+def test_curves_are_drawn_beside_the_job_and_told_in_words() -> None:
+    curves = [
+        {"name": "loss", "steps": [1, 2, 3], "values": [4.0, 2.0, 1.0]},
+        {"name": "valid.loss", "steps": [0, 3], "values": [5.0, 1.5]},
+        {"name": "valid.<b>acc", "steps": [0, 3], "values": [float("nan"), 0.9]},
+    ]
+    record = {"_id": "j1", "name": "train x", "state": "running", "progress": {}, "note": "loss 1", "curves": curves}
+    (state,) = snapshot([record])
+    loss, accuracy = state.charts
+    assert [line.name for line in loss.lines] == ["loss", "valid.loss"]
+    assert loss.label == "loss between 1 and 5; last: loss 1, valid.loss 1.5"
+    # Both share one scale: the highest point is valid.loss's first, the lowest loss's last, at the right end.
+    assert loss.lines[1].points.split()[0] == "3.0,3.0"
+    assert loss.lines[0].points.split()[-1] == "177.0,53.0"
+    assert len(accuracy.lines[0].points.split()) == 1
+    drawn = jobs_html([state])
+    assert drawn.count("<figure>") == 2
+    assert "<b>" not in drawn
+    assert "loss 1" in jobs_text([state])
