@@ -40,12 +40,16 @@ class Chart:
         At most four.
     low, high : str
         The ends of the scale.
+    width, height : int
+        In pixels.
     """
 
     name: str
     lines: tuple[Line, ...]
     low: str
     high: str
+    width: int = WIDTH
+    height: int = HEIGHT
 
     @property
     def label(self) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 
 from superduper_nb.widgets import html
 from superduper_nb.widgets.clean import shorten, visible
-from superduper_nb.widgets.curves import HEIGHT, WIDTH, Chart, charts
+from superduper_nb.widgets.curves import Chart, charts
 from superduper_nb.widgets.grid import Grid
 from superduper_nb.widgets.listing import Listing
 from superduper_nb.widgets.values import cell
@@ -195,8 +195,6 @@ class JobTable(Listing):
 
     def _html(self, table: Grid) -> str:
         return jobs_html(self._states, heading=self.heading) if self._states else super()._html(table)
-
-    return str(html.render("jobs.html.j2", jobs=states[:MOST_JOBS], footer=footer, width=WIDTH, height=HEIGHT))
 
 
 def _left_out(states: Sequence[JobState]) -> list[str]:
