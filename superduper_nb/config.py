@@ -13,7 +13,7 @@ import os
 import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from pydantic import (
@@ -98,9 +98,19 @@ class SearchConfig(Address):
 
 
 class ModelServerConfig(Address):
-    """The model server: processes that run models, and the memory that these may hold models in, all together."""
+    """The model server: processes that run models, and the memory that these may hold models in, all together.
+
+    Attributes
+    ----------
+    placement
+        Of the processes: on this machine, or one on each worker of the Dask cluster.
+    resources
+        On the cluster: what each takes of its worker's resources, `{"GPU": 1}` say.
+    """
 
     replicas: int = Field(default=1, ge=1, le=256)
+    placement: Literal["here", "cluster"] = "here"
+    resources: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     memory_gb: float | None = Field(default=None, gt=0)
 
 

@@ -13,7 +13,7 @@ from asyncio import AbstractEventLoop
 from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import Future
 from functools import cache, partial
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from pymongo import MongoClient
 
@@ -36,8 +36,12 @@ from superduper_nb.models.loading import Loader
 from superduper_nb.search import SearchEngine, SearchReply, SearchRequest
 from superduper_nb.search.keeper import default_folder
 from superduper_nb.serving import Body, Errors, Form, InProcessModels, ModelServer, Prediction, Stream, UnreadBody
+from superduper_nb.serving.cluster import OnCluster
 
 __all__ = ["InProcessServices", "LocalServices", "Services"]
+
+_MONGODB_URI: Final = "SUPERDUPER_MONGODB__URI"
+"""Where workers find MongoDB."""
 
 
 class Services(Protocol):
@@ -286,11 +290,11 @@ class LocalServices(_Engines):
                 client: MongoClient[dict[str, Any]] = MongoClient(self.mongo_uri, **connect_options())
                 undo.callback(client.close)
                 knock(client)
-            self._server = _model_server(config, self.mongo_uri, loop)
-            super().__init__(client, self._server, config.linear_algebra)
-            undo.callback(super().close)
             self._pool = _pool(config, self.mongo_uri)
             undo.callback(self._pool.close)
+            self._server = _model_server(config, self.mongo_uri, self._pool, loop)
+            super().__init__(client, self._server, config.linear_algebra)
+            undo.callback(super().close)
             self._pool.start()
             self._dispatcher = Dispatcher(
                 client,
@@ -353,7 +357,7 @@ def _workers(config: Config) -> int:
 
 def _pool(config: Config, mongo_uri: str) -> DaskPool:
     settings = config.jobs
-    environment = {"SUPERDUPER_MONGODB__URI": mongo_uri, **config.downloads.environment()}
+    environment = {_MONGODB_URI: mongo_uri, **config.downloads.environment()}
     return DaskPool(
         address=settings.scheduler,
         tls=settings.certificates,
@@ -365,12 +369,15 @@ def _pool(config: Config, mongo_uri: str) -> DaskPool:
     )
 
 
-def _model_server(config: Config, mongo_uri: str, loop: AbstractEventLoop | None) -> ModelServer:
+def _model_server(config: Config, mongo_uri: str, pool: DaskPool, loop: AbstractEventLoop | None) -> ModelServer:
     settings = config.model_server
+    on_cluster = settings.placement == "cluster"
+    uri = None if on_cluster else mongo_uri  # a worker has its own way to MongoDB in its environment
     return ModelServer(
-        partial(load_model, mongo_uri),
-        partial(current_version, mongo_uri),
-        types=partial(registered_types, mongo_uri),
+        partial(load_model, uri),
+        partial(current_version, uri),
+        types=partial(registered_types, uri),
+        place=OnCluster(pool, settings.resources) if on_cluster else None,
         replicas=settings.replicas,
         memory=_bytes(settings.memory_gb),
         loop=loop,
@@ -381,20 +388,21 @@ def _bytes(gb: float | None) -> int | None:
     return int(gb * 2**30) if gb else None
 
 
-# The model server's child process calls these with the URI bound; it keeps its connection and loaders.
+# The model server's child process calls these with the URI bound, or None for that of its environment; it keeps its
+# connection and loaders.
 
 
 @cache
-def _child_loader(uri: str, database: str) -> Loader:
+def _child_loader(uri: str | None, database: str) -> Loader:
     return Loader(_child_client(uri)[database])
 
 
 @cache
-def _child_client(uri: str) -> MongoClient[dict[str, Any]]:
-    return MongoClient(uri, **connect_options())
+def _child_client(uri: str | None) -> MongoClient[dict[str, Any]]:
+    return MongoClient(uri or os.environ[_MONGODB_URI], **connect_options())
 
 
-def load_model(uri: str, database: str, model: str, version: int | None) -> tuple[Predictor, int]:
+def load_model(uri: str | None, database: str, model: str, version: int | None) -> tuple[Predictor, int]:
     """Load a model in the process that serves it."""
     try:
         predictor, component = _child_loader(uri, database).model(model, version)
@@ -405,11 +413,11 @@ def load_model(uri: str, database: str, model: str, version: int | None) -> tupl
     return predictor, component.version
 
 
-def registered_types(uri: str, database: str) -> dict[str, Type]:
+def registered_types(uri: str | None, database: str) -> dict[str, Type]:
     """Return the types that a database's documents may have, the built-in ones among them."""
     return _child_loader(uri, database).types()
 
 
-def current_version(uri: str, database: str, model: str) -> int:
+def current_version(uri: str | None, database: str, model: str) -> int:
     """Return the version of a model that is current now."""
     return _child_loader(uri, database).store.get("model", model).version

@@ -8,6 +8,7 @@ from typing import Any
 from superduper_nb.errors import OverloadedError, ServiceError
 from superduper_nb.serving import wire
 from superduper_nb.serving.lanes import Lanes, Request
+from superduper_nb.serving.process import Place
 from superduper_nb.serving.replica import Replica
 
 __all__ = ["Dispatcher"]
@@ -20,6 +21,8 @@ class Dispatcher:
     ----------
     hello : bytes
         What a new child is told: a packed `wire.Hello`.
+    place : Place
+        Where children are started.
     queue : int
         Inputs that may wait for one model.
     grace : float
@@ -28,10 +31,10 @@ class Dispatcher:
         Child processes; a further one is started when the others are busy.
     """
 
-    def __init__(self, hello: bytes, *, queue: int, grace: float, replicas: int) -> None:
+    def __init__(self, hello: bytes, place: Place, *, queue: int, grace: float, replicas: int) -> None:
         self._lanes = Lanes(queue)
         self._replicas = [
-            Replica(hello, self._lanes, grace=grace, held_elsewhere=self._held_elsewhere, give_up=self._give_up)
+            Replica(hello, place, self._lanes, grace=grace, held_elsewhere=self._held_elsewhere, give_up=self._give_up)
             for _ in range(replicas)
         ]
 

@@ -11,12 +11,12 @@ import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from superduper_nb.cluster.dask_host import worker_environment
 from superduper_nb.serving import wire
 
-__all__ = ["ModelProcess", "ProcessEndedError"]
+__all__ = ["Here", "ModelProcess", "Place", "Process", "ProcessEndedError", "kill_group"]
 
 _START_S: Final = 60
 _BUFFER: Final = 1 << 20
@@ -38,7 +38,7 @@ class ModelProcess:
 
         def reap() -> None:
             process.wait()
-            _kill_group(process.pid)
+            kill_group(process.pid)
             with suppress(RuntimeError):  # the loop is closed: nobody waits
                 loop.call_soon_threadsafe(self._note_end)
 
@@ -90,6 +90,10 @@ class ModelProcess:
 
     async def receive(self) -> Any:
         """Wait for a message; raises `ProcessEndedError`."""
+        return wire.unpack(await self.receive_packed())
+
+    async def receive_packed(self) -> bytes:
+        """Wait for a message and return it as it came; raises `ProcessEndedError`."""
         try:
             return await wire.receive(self._reader)
         except (asyncio.IncompleteReadError, ConnectionError) as error:
@@ -98,7 +102,7 @@ class ModelProcess:
     async def end(self) -> str:
         """Kill it, with every process its models started; wait until it is gone and return how it ended."""
         if self.alive:
-            _kill_group(self.pid)
+            kill_group(self.pid)
         await self._ended.wait()
         self._reaper.join()
         self._writer.close()
@@ -110,6 +114,46 @@ class ModelProcess:
     def _note_end(self) -> None:
         self._ended.set()
         self._writer.transport.abort()
+
+
+class Process(Protocol):
+    """What a replica needs of a process that runs models, wherever that is; see `ModelProcess`."""
+
+    @property
+    def pid(self) -> int:
+        """Its process id, where it runs."""
+
+    @property
+    def alive(self) -> bool:
+        """It is not known to have ended."""
+
+    async def send(self, packed: bytes, /) -> None:
+        """Send a packed message."""
+
+    async def receive(self) -> Any:
+        """Wait for a message."""
+
+    async def end(self) -> str:
+        """Kill it; return how it ended."""
+
+
+class Place(Protocol):
+    """Where processes that run models are started."""
+
+    where: str
+
+    async def start(self, hello: bytes, /) -> Process:
+        """Start one; raises `ProcessEndedError`."""
+
+
+class Here:
+    """Processes of this machine."""
+
+    where = "this machine"
+
+    async def start(self, hello: bytes) -> ModelProcess:
+        """Start a process; see `ModelProcess.start`."""
+        return await ModelProcess.start(hello)
 
 
 def _spawn() -> tuple[subprocess.Popen[bytes], socket.socket]:
@@ -130,6 +174,7 @@ def _spawn() -> tuple[subprocess.Popen[bytes], socket.socket]:
     return process, ours
 
 
-def _kill_group(pid: int) -> None:
+def kill_group(pid: int) -> None:
+    """Kill a process with all that it started; harmless where it is gone."""
     with suppress(ProcessLookupError, PermissionError):  # PermissionError: macOS, where only zombies are left in it
         os.killpg(pid, signal.SIGKILL)

@@ -12,7 +12,7 @@ from typing import Any, Final
 from superduper_nb.errors import ModelError, ServiceError
 from superduper_nb.serving import wire
 from superduper_nb.serving.lanes import Lanes, Outcome, Request
-from superduper_nb.serving.process import ModelProcess, ProcessEndedError
+from superduper_nb.serving.process import Place, Process, ProcessEndedError
 from superduper_nb.serving.values import Prediction, Slice
 
 __all__ = ["Replica"]
@@ -32,6 +32,8 @@ class Replica:
     ----------
     hello : bytes
         What a new child is told: a packed `wire.Hello`.
+    place : Place
+        Where it is started.
     lanes : Lanes
         The queues.
     grace : float
@@ -56,17 +58,18 @@ class Replica:
     def __init__(
         self,
         hello: bytes,
+        place: Place,
         lanes: Lanes,
         *,
         grace: float,
         held_elsewhere: Callable[[Replica, tuple[str, str]], bool],
         give_up: Callable[[ServiceError], None],
     ) -> None:
-        self._hello, self._lanes, self._grace = hello, lanes, grace
+        self._hello, self._place, self._lanes, self._grace = hello, place, lanes, grace
         self._held_elsewhere, self._give_up = held_elsewhere, give_up
         self._work = asyncio.Event()
         self._turn = asyncio.Lock()  # held by who talks to the child
-        self._child: ModelProcess | None = None
+        self._child: Process | None = None
         self._inside: list[Request] = []  # the batch that it runs
         self._steps: deque[Request] = deque()  # of streams
         self._dropped: list[int] = []  # streams that nobody reads any more
@@ -114,7 +117,7 @@ class Replica:
             if not (self._lanes or self._steps or self._dropped):
                 self._work.clear()
 
-    async def _serve_once(self, child: ModelProcess) -> None:
+    async def _serve_once(self, child: Process) -> None:
         try:
             while self._dropped:
                 await child.send(wire.pack(wire.End(self._dropped.pop())))
@@ -126,7 +129,7 @@ class Replica:
         if batch := self._next():
             await self._run(child, batch)
 
-    async def _fetch(self, child: ModelProcess) -> None:
+    async def _fetch(self, child: Process) -> None:
         """Load the model whose turn it is before its requests are taken: a replica that has it may be free first."""
         name = self._lanes.first
         if name is not None and not self.holds(name) and self._held_elsewhere(self, name):
@@ -171,7 +174,7 @@ class Replica:
         state = "running" if self.pid else "idle" if self.idle else "starting"
         return {"state": state, "pid": self.pid, "restarts": self.restarts, "rss": self.loaded.rss}
 
-    async def _ready_child(self) -> ModelProcess | None:
+    async def _ready_child(self) -> Process | None:
         """Return the child, started again where need be; None where it does not start."""
         if self._child is not None and self._child.alive:
             return self._child
@@ -179,7 +182,7 @@ class Replica:
             await self._bury(self._child)
         await asyncio.sleep(min(_PAUSE_S * 2**self._deaths, _LONGEST_PAUSE_S) if self._deaths > 1 else 0)
         try:
-            self._child = await ModelProcess.start(self._hello)
+            self._child = await self._place.start(self._hello)
         except (ProcessEndedError, OSError) as error:
             self._note_failed_start(error)
             return None
@@ -193,7 +196,7 @@ class Replica:
         if self._failed_starts >= _STARTS:
             self._give_up(ServiceError(f"The model server's process does not start: {error}. See the log."))
 
-    async def _bury(self, child: ModelProcess) -> str:
+    async def _bury(self, child: Process) -> str:
         ended = await child.end()
         log.warning("The model server's process %d ended: %s", child.pid, ended)
         self._child, self.loaded, self.loading = None, wire.Loaded([], 0), None
@@ -205,7 +208,7 @@ class Replica:
             self._lanes.answer(self._steps.popleft(), _cut(ended))
         return ended
 
-    async def _run(self, child: ModelProcess, batch: list[Request]) -> None:
+    async def _run(self, child: Process, batch: list[Request]) -> None:
         self._inside = batch
         first, latest = batch[0], max(request.deadline for request in batch)
         run = wire.Run(*first.name, first.version, [request.asked for request in batch])
@@ -224,7 +227,7 @@ class Replica:
             self._deliver(batch, answer)
         self._inside = []
 
-    async def _exchange(self, child: ModelProcess, message: object, name: tuple[str, str], latest: float = 0.0) -> Any:
+    async def _exchange(self, child: Process, message: object, name: tuple[str, str], latest: float = 0.0) -> Any:
         """Send the child work and wait for the answer; raises `TimeoutError` when it hangs."""
         now = asyncio.get_running_loop().time
         async with asyncio.timeout_at(max(latest, now() + self._grace)) as limit:

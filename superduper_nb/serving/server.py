@@ -22,6 +22,7 @@ from superduper_nb.errors import InvalidInputError, ServiceError
 from superduper_nb.serving import wire
 from superduper_nb.serving.dispatcher import Dispatcher
 from superduper_nb.serving.lanes import Request
+from superduper_nb.serving.process import Here, Place
 from superduper_nb.serving.stream import Stream
 from superduper_nb.serving.values import (
     Body,
@@ -59,6 +60,8 @@ class ModelServer:
         values where this process must not import torch.
     types : callable, optional
         Another such function. Default: the built-in types.
+    place : Place, optional
+        Where children are started: this machine by default.
     replicas : int, default 1
         Child processes. Each holds the models that it runs; the second is started when the first is busy, and so on.
     memory : int, optional
@@ -82,6 +85,7 @@ class ModelServer:
         current: Current,
         *,
         types: Types = _builtin_types,
+        place: Place | None = None,
         replicas: int = 1,
         memory: int | None = None,
         queue: int = 256,
@@ -97,7 +101,8 @@ class ModelServer:
                 "load, current and types must be functions of an importable module, or functools.partial of such: "
                 f"the models' process finds them by name ({error})."
             ) from error
-        self._dispatcher = Dispatcher(hello, queue=queue, grace=grace, replicas=replicas)
+        self._place: Place = place or Here()
+        self._dispatcher = Dispatcher(hello, self._place, queue=queue, grace=grace, replicas=replicas)
         self._numbers = itertools.count(1)
         self._lock = threading.RLock()  # a stream may be dropped by the garbage collector, in the midst of anything
         self._started = self._closed = False
@@ -218,7 +223,7 @@ class ModelServer:
     def status(self) -> dict[str, Any]:
         """Say how the child is: ``state`` (``idle``, ``starting``, ``running``, ``closed``), pid, restarts, memory."""
         closed = {"state": "closed"} if self._closed else {}
-        return {"where": "this machine", **self._dispatcher.status(), **closed}
+        return {"where": self._place.where, **self._dispatcher.status(), **closed}
 
     def unload(self, database: str, model: str) -> None:
         """Drop a model from memory once the running batch is done; the next request loads it again."""

@@ -32,6 +32,7 @@ __all__ = [
     "pack",
     "read",
     "receive",
+    "unpack",
 ]
 
 _LENGTH: Final = struct.Struct("!Q")
@@ -171,10 +172,15 @@ def read(stream: BinaryIO) -> Any:
     return pickle.loads(_exactly(stream, length))
 
 
-async def receive(stream: asyncio.StreamReader) -> Any:
-    """Wait for a message (in the server)."""
+async def receive(stream: asyncio.StreamReader) -> bytes:
+    """Wait for a message (in the server); return it for `unpack`."""
     (length,) = _LENGTH.unpack(await stream.readexactly(_LENGTH.size))
-    return pickle.loads(await stream.readexactly(length))
+    return await stream.readexactly(length)
+
+
+def unpack(message: bytes) -> Any:
+    """Return what was received."""
+    return pickle.loads(message)
 
 
 def _exactly(stream: BinaryIO, size: int) -> bytes:
