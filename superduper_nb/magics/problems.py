@@ -63,15 +63,22 @@ def _explained(error: Exception) -> SuperduperError | None:
     bson: Any = sys.modules.get("bson.errors")
     if pymongo is None or bson is None:
         return None
+    if _is_gone(error, pymongo):
+        return MongoUnavailableError(f"MongoDB does not answer ({type(error).__name__}). See %sddb status.")
     if isinstance(error, pymongo.PyMongoError) and error.timeout:
         return DeadlineError(f"MongoDB took longer than allowed: {_message(error)}.")
     if isinstance(error, pymongo.OperationFailure):
         return InvalidInputError(f"MongoDB refused it: {_message(error)}.{_hint(_message(error))}")
-    if isinstance(error, pymongo.ConnectionFailure):
-        return MongoUnavailableError(f"MongoDB does not answer ({type(error).__name__}). See %sddb status.")
     if isinstance(error, pymongo.PyMongoError | bson.BSONError) or _from_driver(error):
         return InvalidInputError(f"{_message(error)}.")
     return None
+
+
+def _is_gone(error: Exception, pymongo: Any) -> bool:
+    """Tell whether MongoDB is not there, or broke off; one that only takes too long is."""
+    if isinstance(error, pymongo.ServerSelectionTimeoutError):
+        return True
+    return isinstance(error, pymongo.ConnectionFailure) and not error.timeout
 
 
 def _from_driver(error: Exception) -> bool:

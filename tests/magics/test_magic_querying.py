@@ -3,9 +3,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pymongo.errors
 import pytest
 
-from superduper_nb.errors import DeadlineError, InvalidInputError
+from superduper_nb.errors import DeadlineError, InvalidInputError, MongoUnavailableError
+from superduper_nb.magics.problems import one_line
 from superduper_nb.magics.reading import fields_argument, sort_argument
 from superduper_nb.widgets.results import Document, Result
 from tests.widgets.payloads import foreign_parts
@@ -98,6 +100,23 @@ def test_every_sub_command_takes_a_time_limit(docs: Any, sddb: Any) -> None:
     for line in ("find --timeout 0.00001", "count --timeout 0.00001", "describe --timeout 0.00001"):
         with pytest.raises(DeadlineError, match="longer than allowed"):
             sddb(line)
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind"),
+    [
+        (pymongo.errors.ServerSelectionTimeoutError("no server"), MongoUnavailableError),
+        (pymongo.errors.AutoReconnect("closed"), MongoUnavailableError),
+        (pymongo.errors.NetworkTimeout("timed out"), DeadlineError),
+        (pymongo.errors.ExecutionTimeout("operation exceeded time limit", 50), DeadlineError),
+        (pymongo.errors.OperationFailure("unknown operator: $lk"), InvalidInputError),
+    ],
+)
+def test_a_server_that_is_gone_is_no_slow_one(raised: Exception, kind: type[Exception]) -> None:
+    with pytest.raises(kind) as told, one_line("find"):
+        raise raised
+    assert told.value.__cause__ is raised
+    assert "\n" not in str(told.value)
 
 
 def test_find_one(docs: Any, sddb: Any, capsys: pytest.CaptureFixture[str]) -> None:
