@@ -66,6 +66,11 @@ class Job:
         """Documents that failed: their ``count``, and the ``first`` of them as ``{"_id", "error"}``."""
         return dict(self.record["failures"])
 
+    @property
+    def workers(self) -> int:
+        """How many workers its cluster has at the moment; 0 where jobs run in this process."""
+        return int(self._workspace.services.status()["components"]["jobs"].get("workers") or 0)
+
     def logs(self, since: int = 0) -> list[dict[str, Any]]:
         """List what it printed, from line `since` on."""
         return self._workspace.jobs.logs(self.id, since)

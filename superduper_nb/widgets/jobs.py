@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 from superduper_nb.widgets import html
@@ -13,7 +13,7 @@ from superduper_nb.widgets.grid import Grid
 from superduper_nb.widgets.listing import Listing
 from superduper_nb.widgets.values import cell
 
-__all__ = ["FINISHED", "JobState", "JobTable", "finished", "job_row", "jobs_html", "jobs_text", "snapshot"]
+__all__ = ["FINISHED", "JobState", "JobTable", "finished", "job_row", "jobs_html", "jobs_text", "snapshot", "with_line"]
 
 FINISHED: Final = frozenset({"succeeded", "failed", "cancelled", "blocked"})
 MOST_JOBS: Final = 50
@@ -45,10 +45,12 @@ class JobState:
         Documents in a second, and seconds to go (0: unknown).
     note : str
         What it says of itself: the curve of a training's loss and its last results.
-    created : str
-        When it was queued.
     charts : tuple of Chart
         The same as pictures.
+    created : str
+        When it was queued.
+    printed : str
+        The last line that it printed.
     """
 
     id: str
@@ -63,6 +65,7 @@ class JobState:
     note: str = ""
     created: str = ""
     charts: tuple[Chart, ...] = ()
+    printed: str = ""
 
     @property
     def mood(self) -> Mood:
@@ -145,6 +148,11 @@ def finished(states: Sequence[JobState]) -> bool:
     return all(state.state in FINISHED for state in states)
 
 
+def with_line(state: JobState, line: str) -> JobState:
+    """Return the state with the last line that its job printed."""
+    return replace(state, printed=visible(shorten(line.strip(), 120)))
+
+
 def jobs_text(states: Sequence[JobState], *, seconds: float = 0.0) -> str:
     """Draw jobs as lines: ``◐ running  minilm/text  42/100  00:13``."""
     if not states:
@@ -160,6 +168,7 @@ def jobs_text(states: Sequence[JobState], *, seconds: float = 0.0) -> str:
                 job.speed,
                 clock,
                 job.note,
+                job.printed,
                 job.error,
                 job.id,
             )
@@ -170,9 +179,12 @@ def jobs_text(states: Sequence[JobState], *, seconds: float = 0.0) -> str:
     return "\n".join([*lines, *_left_out(states)])
 
 
-def jobs_html(states: Sequence[JobState], *, seconds: float = 0.0, problem: str = "", heading: str = "") -> str:
+def jobs_html(
+    states: Sequence[JobState], *, seconds: float = 0.0, workers: int = 0, problem: str = "", heading: str = ""
+) -> str:
     """Draw jobs as a table with bars; `problem` tells why the picture may be old."""
-    notes = [_clock(seconds), *_left_out(states), visible(problem)]
+    told = f"{workers:,} worker{'' if workers == 1 else 's'}" if workers else ""
+    notes = [_clock(seconds), told, *_left_out(states), visible(problem)]
     footer = " · ".join(note for note in notes if note)
     return str(html.render("jobs.html.j2", jobs=states[:MOST_JOBS], footer=footer, heading=visible(heading)))
 

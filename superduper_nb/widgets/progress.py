@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from threading import Event, Thread
 from typing import Any, Final, Protocol
 
+from superduper_nb.errors import ServiceError
 from superduper_nb.widgets.html import in_notebook
-from superduper_nb.widgets.jobs import FINISHED, JobState, finished, jobs_html, jobs_text, snapshot
+from superduper_nb.widgets.jobs import FINISHED, JobState, finished, jobs_html, jobs_text, snapshot, with_line
 from superduper_nb.widgets.panel import Action, Panel, panel
 
 __all__ = ["JobLike", "JobsView"]
@@ -32,7 +34,14 @@ class JobLike(Protocol):
 
     @property
     def record(self) -> Mapping[str, Any]:
-        """``_id``, ``name``, ``state``, ``progress``, ``error``, as they are now."""
+        """``_id``, ``name``, ``state``, ``progress``, ``error``, ``logged``, as they are now."""
+
+    @property
+    def workers(self) -> int:
+        """How many workers there are; 0 where jobs run in this process."""
+
+    def logs(self, since: int = 0) -> list[dict[str, Any]]:
+        """What it printed, from a line on."""
 
     def cancel(self) -> Any:
         """Stop it."""
@@ -70,6 +79,7 @@ class JobsView:
         self._delay, self._interval, self._offer = delay, interval, offer
         self._began, self._over = time.monotonic(), 0.0
         self._stop, self._again = Event(), Event()
+        self._workers = 0
         self._panel: Panel | None = None
         self._handle: Any = None
         self.ended = Event()
@@ -82,6 +92,9 @@ class JobsView:
             return
         while not self._look() and self._seconds() < self._delay:
             self._stop.wait(0.05)
+        if not finished(self.states):
+            with suppress(ServiceError):  # a footnote, which a lost server must not turn into an error
+                self._workers = self._jobs[0].workers
         if not finished(self.states) and in_notebook():
             self._panel = panel(self._html(), self._act)
             self._draw()
@@ -155,7 +168,9 @@ class JobsView:
             self._again.set()
 
     def _look(self) -> bool:
-        self.states = snapshot(job.record for job in self._jobs)
+        records = [job.record for job in self._jobs]
+        lines = map(_last_line, self._jobs, records)
+        self.states = list(map(with_line, snapshot(records), lines))
         return finished(self.states)
 
     def _draw(self, problem: str = "") -> None:
@@ -184,10 +199,17 @@ class JobsView:
         return {**(self._panel.bundle() if self._panel else {}), **own}
 
     def _html(self, problem: str = "") -> str:
-        return jobs_html(self.states, seconds=self._seconds(), problem=problem)
+        return jobs_html(self.states, seconds=self._seconds(), workers=self._workers, problem=problem)
 
     def _seconds(self) -> float:
         return (self._over or time.monotonic()) - self._began
+
+
+def _last_line(job: JobLike, record: Mapping[str, Any]) -> str:
+    """Return the last line that a job printed; asked for only where there is one."""
+    logged = record.get("logged") or 0
+    lines = job.logs(logged - 1) if logged else []
+    return str(lines[-1].get("text", "")) if lines else ""
 
 
 def _display(bundle: dict[str, Any]) -> Any:

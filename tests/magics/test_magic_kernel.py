@@ -127,7 +127,7 @@ import time
 from superduper_nb.widgets.progress import JobsView
 
 class Job:
-    began = time.monotonic()
+    began, workers = time.monotonic(), 0
     def cancel(self): pass
     def retry(self): pass
     @property

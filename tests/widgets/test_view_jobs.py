@@ -20,6 +20,10 @@ class FakeJob:
     def __init__(self, *states: str, name: str = "words/text", total: int | None = 100) -> None:
         self._states, self.name, self.total, self.looks = list(states), name, total, 0
         self.asked: list[str] = []
+        self.workers, self.printed = 2, list[str]()
+
+    def logs(self, since: int = 0) -> list[dict[str, Any]]:
+        return [{"n": n, "text": text} for n, text in enumerate(self.printed)][since:]
 
     def cancel(self) -> None:
         self.asked.append("cancel")
@@ -36,7 +40,8 @@ class FakeJob:
         done = (self.total or 0) if state == "succeeded" else min(self.looks, self.total or 0)
         error = {"type": "ModelError", "message": "no"} if state == "failed" else None
         progress = {"done": done, "total": self.total, "failed": 0}
-        return {"_id": "j1", "name": self.name, "state": state, "progress": progress, "error": error}
+        logged = len(self.printed)
+        return {"_id": "j1", "name": self.name, "state": state, "progress": progress, "error": error, "logged": logged}
 
 
 class Unreadable(FakeJob):
@@ -123,6 +128,19 @@ def test_the_widget_moves_by_its_trait(screen: Screen) -> None:
 
 
 @pytest.mark.usefixtures("no_widget_is_left")
+def test_the_view_tells_what_was_printed_last_and_how_many_workers_there_are(screen: Screen) -> None:
+    job = FakeJob("running", "running", "running", "succeeded")
+    job.printed = ["first", "loading <b>weights</b>"]
+    view = JobsView([job], delay=0, interval=0.01)
+    view.show()
+    assert view.ended.wait(10)
+    first, last = screen.pictures[0], screen.pictures[-1]
+    assert "· 2 workers" in first["text/html"] or ">2 workers<" in first["text/html"]
+    assert "loading &lt;b&gt;weights&lt;/b&gt;" in first["text/html"]
+    assert "first" not in first["text/html"]
+    assert "loading <b>weights</b>" in last["text/plain"]
+
+
 def test_a_lost_database_is_told_in_the_view_and_ends_it(screen: Screen, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "PATIENCE", 5)
     view = JobsView([Unreadable("running")], delay=0.0, interval=0.01)
