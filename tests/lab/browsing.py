@@ -137,7 +137,7 @@ class Book:
         idle = f"{_PANEL}.sessionContext.session.kernel.status === 'idle'"
         self.page.wait_for_function(f"{done} && {idle}", timeout=seconds * 1000)
         errors = [output for output in self.outputs(number) if output["output_type"] == "error"]
-        assert errors == []
+        assert errors == [], errors
 
     def run(self, number: int, seconds: float = 120.0) -> None:
         """Run a cell to its end."""
