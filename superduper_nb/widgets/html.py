@@ -41,21 +41,23 @@ def _environment() -> Environment:
         loader=PackageLoader("superduper_nb.widgets", "templates"), autoescape=True, undefined=StrictUndefined
     )
     made.filters["marked"] = marked
+    made.globals["css"] = _css
     return made
 
 
 @cache
-def _style() -> Any:
+def _css(name: str) -> Any:
+    """Return one of the style sheets: each view brings those that it needs, and an output is small."""
     from markupsafe import Markup
 
-    return Markup(resources.files(__package__).joinpath("templates/style.css").read_text("utf-8").replace("\n", ""))
+    return Markup(resources.files(__package__).joinpath(f"templates/{name}.css").read_text("utf-8").replace("\n", ""))
 
 
 def render(template: str, **values: Any) -> Any:
     """Fill one of the package's templates; every value is escaped."""
     from markupsafe import Markup
 
-    return Markup(_environment().get_template(template).render(style=_style(), **values))
+    return Markup(_environment().get_template(template).render(**values))
 
 
 def in_notebook() -> bool:
