@@ -8,7 +8,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
-from superduper_nb.documents.paths import get_path
 from superduper_nb.errors import InvalidInputError
 
 __all__ = ["to_arrow", "to_numpy", "to_parquet", "to_polars"]
@@ -32,7 +31,10 @@ def to_polars(documents: Documents) -> Any:
 
 def to_numpy(documents: Documents, field: str) -> Any:
     """Return a field of all documents as one array, its first axis the documents."""
-    numpy = _needed("numpy", "to_numpy")
+    import numpy
+
+    from superduper_nb.documents.paths import get_path
+
     values = [get_path(document, field) for document in documents]
     if missing := sum(value is None for value in values):
         raise InvalidInputError(f"{missing} of {len(values)} documents have no {field!r}: an array has no gaps.")
