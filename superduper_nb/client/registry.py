@@ -188,7 +188,7 @@ def _watcher_models(component: Component) -> set[str]:
 
 def _index_watchers(component: Component) -> set[str]:
     models, keys = component.definition["models"], component.definition["keys"]
-    return {f"{models[0]}/{keys[0]}"}
+    return {f"{model}/{key}" for model, key in zip(models, keys, strict=True)}
 
 
 def _tasks(*names: str) -> list[tuple[str, Any]]:

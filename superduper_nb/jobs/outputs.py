@@ -143,8 +143,7 @@ class Refresh:
     @cached_property
     def predictor(self) -> Predictor:
         """The model, loaded when it is first needed."""
-        predictor = self._loader.predictor(self.model)
-        return _with_batch_size(predictor, self.watcher.batch_size) if self.watcher.batch_size else predictor
+        return self._loader.predictor(self.model, self.watcher.batch_size)
 
     def run(self, ids: Sequence[Any], control: Control | None = None) -> Outcome:
         """Compute what is missing or out of date among these documents.
@@ -376,11 +375,3 @@ def _attempt(step: Any, value: Any) -> Any:
         return step(value)
     except (SuperduperError, ValueError, TypeError, OverflowError, bson.errors.BSONError) as error:
         return ItemError.of(error)
-
-
-def _with_batch_size(predictor: Predictor, batch_size: int) -> Predictor:
-    import copy
-
-    other = copy.copy(predictor)
-    other.batch_size = batch_size
-    return other

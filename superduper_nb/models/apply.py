@@ -7,8 +7,10 @@ alone: its place in the result holds an `ItemError`.
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
+from copy import copy
 from dataclasses import dataclass
 from inspect import isgeneratorfunction
 from typing import Any, Final
@@ -16,10 +18,10 @@ from typing import Any, Final
 from superduper_nb.errors import InvalidInputError, ModelError
 from superduper_nb.models import batches
 from superduper_nb.models.optimize import Optimize, check_optimize, optimized
+from superduper_nb.models.sizing import BatchSize, out_of_memory
 
-__all__ = ["DEFAULT_BATCH_SIZE", "ItemError", "Predictor", "check_batch_size", "check_model"]
+__all__ = ["ItemError", "Predictor", "check_batch_size", "check_model"]
 
-DEFAULT_BATCH_SIZE: Final = 32
 _PADDED: Final = 4096
 _END: Final = object()
 
@@ -77,7 +79,7 @@ class Predictor:
     preprocess, postprocess : callable, optional
         Applied to each input before, and to each row after. Default: the methods of these names on `obj`.
     batch_size : int, optional
-        Inputs a batch; 32 by default.
+        Inputs a batch, at most. Default: found while it runs (see `superduper_nb.models.sizing`).
     device : str, default "auto"
         A torch device; "auto" takes the GPU where there is one.
     optimize : {"compile", "int8", "bf16"}, optional
@@ -106,12 +108,23 @@ class Predictor:
         check_batch_size(batch_size)
         if optimize is not None:
             check_optimize(obj, optimize)
-        self.batch_size = batch_size or DEFAULT_BATCH_SIZE
+        self._size = BatchSize(batch_size)
         self._device = batches.place(obj, device) if _is_module(obj) else None
         self.streams = _yields(obj)
         self.obj = obj if optimize is None else optimized(obj, optimize)
         self.preprocess: Step | None = preprocess or getattr(self.obj, "preprocess", None)
         self.postprocess: Step | None = postprocess or getattr(self.obj, "postprocess", None)
+
+    @property
+    def batch_size(self) -> int:
+        """Inputs of the next batch, at most."""
+        return self._size.value
+
+    def with_batch_size(self, batch_size: int) -> Predictor:
+        """Return the same model, in memory once, with batches of another size."""
+        other = copy(self)
+        other._size = BatchSize(batch_size)
+        return other
 
     def predict(self, x: Any) -> Any:
         """Return the model's output for one input.
@@ -188,7 +201,7 @@ class Predictor:
         pads = hasattr(self.obj, "collate")
         batch: list[int] = []
         for i in sorted(positions, key=sizes.__getitem__):
-            full = len(batch) == self.batch_size
+            full = len(batch) >= self.batch_size
             if batch and (full or (pads and sizes[i] > sizes[batch[0]] and sizes[i] * (len(batch) + 1) > _PADDED)):
                 yield batch
                 batch = []
@@ -199,12 +212,21 @@ class Predictor:
     def _run(self, items: list[Any]) -> list[Any]:
         """Run a batch; where it fails, halve it until the inputs that fail stand alone."""
         try:
-            return self._forward(items)
+            return self._timed(items)
         except (Exception, SystemExit) as error:
             if len(items) == 1:
                 return [ItemError.of(error)]
+            if out_of_memory(error):
+                self._size.halve(len(items))
         middle = len(items) // 2
         return self._run(items[:middle]) + self._run(items[middle:])
+
+    def _timed(self, items: list[Any]) -> list[Any]:
+        begun = time.perf_counter()
+        rows = self._forward(items)
+        # Elements, not inputs: they come in the order of their size, and later ones are longer.
+        self._size.note(len(items), len(items) * batches.size(items[-1]), time.perf_counter() - begun)
+        return rows
 
     def _forward(self, items: list[Any]) -> list[Any]:
         if _is_module(self.obj) or hasattr(self.obj, "forward"):

@@ -41,8 +41,12 @@ class Loader:
         loaded: Any = self._cached(f"object {component.hash}", lambda: self.store.load(component))
         return loaded
 
-    def predictor(self, model: Component) -> Predictor:
-        """Return a model ready to be applied."""
+    def predictor(self, model: Component, batch_size: int | None = None) -> Predictor:
+        """Return a model ready to be applied, with batches of the size that it was registered with, or of this one."""
+        if batch_size is not None:
+            return self._cached(
+                f"predictor {model.hash} {batch_size}", lambda: self.predictor(model).with_batch_size(batch_size)
+            )
 
         def build() -> Predictor:
             bundle = self.store.load(model)

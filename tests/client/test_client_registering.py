@@ -143,6 +143,8 @@ def test_what_is_used_is_not_deleted(findable: sd.Collection[Any]) -> None:
     docs = findable
     docs.create_measure("mine", lambda queries, vectors: queries @ vectors.T)
     docs.create_semantic_index("other", ["words"], ["text"], "mine")
+    docs.create_watcher("words", "title")
+    docs.create_semantic_index("both", ["words", "words"], ["text", "title"])
     docs.create_model("double", double)
     docs.create_watcher("double", "text", features={"text": "length"})
     docs.create_type("own", Array())
@@ -151,6 +153,7 @@ def test_what_is_used_is_not_deleted(findable: sd.Collection[Any]) -> None:
         (docs.models, "length", "watcher length/text of docs"),
         (docs.models, "words", "semantic_index meaning of docs"),
         (docs.watchers, "words/text", "semantic_index meaning"),
+        (docs.watchers, "words/title", "semantic_index both"),
         (docs.watchers, "length/text", "watcher double/text"),
         (docs.measures, "mine", "semantic_index other"),
         (docs.types, "own", "model typed"),

@@ -35,7 +35,7 @@ def counting(world: World, monkeypatch: pytest.MonkeyPatch) -> Counting:
     """Return the model of the watcher m/x, as it is loaded here."""
     world.model("m", double)
     model = Counting()
-    monkeypatch.setattr(world.loader, "predictor", lambda component: Predictor(model))
+    monkeypatch.setattr(world.loader, "predictor", lambda *_: Predictor(model))
     return model
 
 
@@ -168,7 +168,7 @@ def test_an_output_that_mongodb_refuses_fails_alone(world: World) -> None:
 @pytest.mark.parametrize("answer", [2**80, object(), {1: 2}])
 def test_an_output_that_is_no_bson_fails_alone(world: World, answer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     world.model("m", double)
-    monkeypatch.setattr(world.loader, "predictor", lambda component: Predictor(lambda x: answer if x == 1 else x))
+    monkeypatch.setattr(world.loader, "predictor", lambda *_: Predictor(lambda x: answer if x == 1 else x))
     watcher = world.watcher("m", "x")
     world.docs.insert_many([{"_id": i, "x": i} for i in range(3)])
     assert [failure["_id"] for failure in world.run(watcher).failures] == [1]
@@ -259,7 +259,7 @@ def test_a_keyboard_interrupt_is_the_models_failure_in_a_worker_only(
         return x
 
     world.model("m", double)
-    monkeypatch.setattr(world.loader, "predictor", lambda component: Predictor(press))
+    monkeypatch.setattr(world.loader, "predictor", lambda *_: Predictor(press))
     watcher = world.watcher("m", "x")
     world.docs.insert_many([{"_id": i, "x": i} for i in range(10)])
     with pytest.raises(KeyboardInterrupt):
