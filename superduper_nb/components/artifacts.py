@@ -11,6 +11,7 @@ import os
 import platform
 import sys
 import threading
+import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -24,6 +25,7 @@ from gridfs import GridFSBucket
 from gridfs.errors import CorruptGridFile, NoFile
 from pymongo.database import Database
 
+from superduper_nb._version import __version__
 from superduper_nb.components.trust import sign, verify
 from superduper_nb.errors import InvalidInputError, ModelError, TrustError
 
@@ -34,6 +36,11 @@ _BUCKET = "_sddb.fs"
 _register = threading.Lock()
 _KEEP_UNUSED = timedelta(days=1)
 _CHUNK_BYTES = 4 * 2**20
+_HEADER = ("sha256", "size", "format", "python")
+_SINCE = ("torch", "superduper_nb")
+"""Further fields, which headers of earlier versions lack."""
+_BYTECODE = b"CodeType"
+"""What a pickle names that carries compiled functions by value."""
 
 
 def dumps(obj: Any, *, what: str) -> bytes:
@@ -108,7 +115,14 @@ def save(database: Database[Any], data: bytes) -> dict[str, Any]:
     bucket = _bucket(database)
     if not any(True for _ in bucket.find({"filename": digest}, limit=1)):
         bucket.upload_from_stream(digest, data)
-    return {"sha256": digest, "size": len(data), "format": _FORMAT, "python": platform.python_version()}
+    return {"sha256": digest, "size": len(data), "format": _FORMAT, **_versions(data)}
+
+
+def _versions(data: bytes) -> dict[str, str]:
+    """Return the versions that matter when the bytes are loaded: torch's only where they name it."""
+    here = {"python": platform.python_version(), "superduper_nb": __version__}
+    torch = sys.modules.get("torch")
+    return {**here, "torch": str(torch.__version__)} if torch is not None and b"torch" in data else here
 
 
 def seal(identity: dict[str, Any], header: dict[str, Any]) -> dict[str, Any]:
@@ -124,7 +138,12 @@ def load(database: Database[Any], identity: dict[str, Any], artifact: dict[str, 
     TrustError
         Not signed by this installation for this component, or the bytes are not those that were signed.
     ModelError
-        It is trusted but does not load here.
+        It is trusted but does not load here, or holds functions that another release of Python compiled.
+
+    Warns
+    -----
+    UserWarning
+        It was made with another release of Python or torch.
     """
     header = {key: value for key, value in artifact.items() if key != "signature"}
     if header.get("format") != _FORMAT or not verify({**identity, **header}, artifact.get("signature")):
@@ -143,7 +162,8 @@ def trust(database: Database[Any], identity: dict[str, Any], artifact: dict[str,
     TrustError
         The stored bytes are gone, or not those that the header tells of.
     """
-    header = {name: artifact.get(name) for name in ("sha256", "size", "format", "python")}
+    header = {name: artifact.get(name) for name in _HEADER}
+    header |= {name: artifact[name] for name in _SINCE if name in artifact}
     if header["format"] != _FORMAT:
         raise TrustError(f"{_name(identity)}: this version knows no artifact of format {header['format']!r}.")
     _read(database, identity, header)
@@ -168,12 +188,33 @@ def _read(database: Database[Any], identity: dict[str, Any], header: dict[str, A
 
 
 def _loads(name: str, data: bytes, header: dict[str, Any]) -> Any:
+    if _release(header["python"]) != _release(platform.python_version()) and _BYTECODE in data:
+        raise ModelError(
+            f"{name} holds functions that Python {header['python']} compiled, this is {platform.python_version()}: "
+            "the one does not run what the other compiled. Register it again from here, or use that Python."
+        )
     try:
-        return cloudpickle.loads(data)
+        loaded = cloudpickle.loads(data)
     except Exception as error:
-        here = platform.python_version()
-        versions = "" if header["python"] == here else f" It was made by Python {header['python']}, this is {here}."
-        raise ModelError(f"{name} does not load here: {type(error).__name__}: {error}.{versions}") from error
+        made = "".join(f" It was made by {each}." for each in _differing(data, header))
+        raise ModelError(f"{name} does not load here: {type(error).__name__}: {error}.{made}") from error
+    for each in _differing(data, header):
+        warnings.warn(f"{name} was made by {each}: it loads, and may answer otherwise than there.", stacklevel=4)
+    return loaded
+
+
+def _differing(data: bytes, header: dict[str, Any]) -> list[str]:
+    """Name the versions of Python and torch that are another release here than where it was made."""
+    here = _versions(data)
+    return [
+        f"{'Python' if what == 'python' else what} {header[what]}, this is {here[what]}"
+        for what in ("python", "torch")
+        if what in header and what in here and _release(header[what]) != _release(here[what])
+    ]
+
+
+def _release(version: str) -> list[str]:
+    return version.split(".")[:2]
 
 
 def collect(database: Database[Any], used: Collection[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,14 +12,16 @@ from typing import Any
 
 import cloudpickle
 import pytest
+import torch
 from bson import ObjectId
 from pymongo.database import Database
 
+import superduper_nb as sd
 from superduper_nb.components import ComponentStore, artifacts
 from superduper_nb.components.cache import CachedStore
 from superduper_nb.components.store import check_identifier
 from superduper_nb.components.trust import trust_key
-from superduper_nb.errors import InvalidInputError, NotFoundError, TrustError
+from superduper_nb.errors import InvalidInputError, ModelError, NotFoundError, TrustError
 
 Mongo = Database[dict[str, Any]]
 
@@ -259,6 +262,49 @@ def test_trust_signs_what_another_installation_made(store: ComponentStore, monke
         store.load(theirs)
     assert store.load(store.trust(theirs))(4) == 8
     assert store.load(store.get("model", "theirs"))(4) == 8
+
+
+def made_elsewhere(database: Mongo, id: str, **versions: str) -> None:
+    """Sign the artifact as one that was made with other versions."""
+    identity = {"kind": "model", "collection": "", "id": id, "version": 1}
+    record = database["_sddb.components"].find_one(identity)
+    assert record is not None
+    header = {name: value for name, value in record["artifact"].items() if name != "signature"} | versions
+    artifact = artifacts.seal(identity, header)
+    database["_sddb.components"].update_one(identity, {"$set": {"artifact": artifact}})
+
+
+def test_other_versions_are_said_where_they_matter(store: ComponentStore, database: Mongo) -> None:
+    plain, _ = store.put("model", "plain", {}, obj={"lengths": [1, 2]})
+    assert plain.artifact is not None
+    assert plain.artifact["superduper_nb"] == sd.__version__
+    assert "torch" not in plain.artifact
+    made_elsewhere(database, "plain", python="3.10.2", superduper_nb="0.0.1")
+    with pytest.warns(UserWarning, match=r"models/plain was made by Python 3\.10\.2, this is"):
+        assert store.load(store.get("model", "plain")) == {"lengths": [1, 2]}
+    store.put("model", "code", {}, obj=lambda x: x)
+    made_elsewhere(database, "code", python="3.10.2")
+    with pytest.raises(ModelError, match=r"models/code holds functions that Python 3\.10\.2 compiled.*Register"):
+        store.load(store.get("model", "code"))
+    layer, _ = store.put("model", "layer", {}, obj=torch.nn.Linear(1, 1))
+    assert layer.artifact is not None
+    assert layer.artifact["torch"] == torch.__version__
+    made_elsewhere(database, "layer", torch="1.2.3")
+    with pytest.warns(UserWarning, match=r"made by torch 1\.2\.3, this is"):
+        store.load(store.get("model", "layer"))
+    patch = ".".join(platform.python_version().split(".")[:2])
+    made_elsewhere(database, "layer", torch=torch.__version__, python=f"{patch}.99")
+    store.load(store.trust(store.get("model", "layer")))  # of the same release: nothing to say
+
+
+def test_an_artifact_of_an_earlier_version_of_the_package_loads(store: ComponentStore, database: Mongo) -> None:
+    component, _ = store.put("model", "old", {}, obj=double)
+    assert component.artifact is not None
+    header = {name: component.artifact[name] for name in ("sha256", "size", "format", "python")}
+    artifact = artifacts.seal(component.identity, header)
+    database["_sddb.components"].update_one(component.identity, {"$set": {"artifact": artifact}})
+    assert store.load(store.get("model", "old"))(2) == 4
+    assert store.load(store.trust(store.get("model", "old")))(2) == 4
 
 
 def test_there_is_nothing_to_trust_in_a_watcher(store: ComponentStore) -> None:
