@@ -228,6 +228,14 @@ class ComponentStore:
         record = self._records.find_one(query, sort=[("version", DESCENDING)])
         return None if record is None else Component.from_record(record)
 
+    def note_first(self, component: Component, name: str, value: Any) -> Any:
+        """Note what shows only when a version is used, once: return what was noted first."""
+        place = f"seen.{name}"
+        unseen = {**component.identity, place: {"$exists": False}}
+        self._records.update_one(unseen, {"$set": {place: value}})
+        record = self._records.find_one(component.identity, {place: 1})
+        return record["seen"][name] if record else value
+
     def get(self, kind: Kind, id: str, *, collection: str = "", version: int | None = None) -> Component:
         """Return a version (the current one by default).
 

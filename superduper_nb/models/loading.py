@@ -12,6 +12,7 @@ from superduper_nb.components.store import Component, ComponentStore
 from superduper_nb.documents.codec import Codec
 from superduper_nb.documents.types import Type, builtin_types
 from superduper_nb.models.apply import Predictor
+from superduper_nb.models.shapes import OneShape
 
 __all__ = ["Loader"]
 
@@ -55,6 +56,8 @@ class Loader:
             }
             steps = {name: bundle[name] for name in ("preprocess", "postprocess")}
             made = Predictor(bundle["object"], **steps, **options)
+            if model.definition["type"] == "vector" and not made.streams:
+                made.postprocess = OneShape(self.store, model, made.postprocess)
             if options["optimize"] == "compile":
                 made.warm_up(bundle["examples"])
             return made

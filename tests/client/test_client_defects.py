@@ -20,7 +20,7 @@ from pymongo.write_concern import WriteConcern
 
 import superduper_nb as sd
 from superduper_nb.documents import Pending
-from superduper_nb.errors import InvalidInputError, NotFoundError
+from superduper_nb.errors import InvalidInputError, ModelError, NotFoundError
 
 
 def ids(found: Any) -> list[Any]:
@@ -207,6 +207,23 @@ def test_a_document_that_is_too_large_is_pymongos_error_and_nothing_is_written(
         docs.insert_one({"text": "x" * 17_000_000})
     assert stored.count_documents({}) == 0
     assert {job.status for job in docs.jobs} == {"succeeded"}
+
+
+def test_an_output_of_another_shape_is_an_error_and_is_not_written(
+    docs: sd.Collection[Any], stored: Any, other_client: sd.Client[Any]
+) -> None:
+    docs.create_model("growing", lambda text: np.ones(len(text), dtype=np.float32), type="vector")
+    docs.create_watcher("growing", "text")
+    jobs = docs.insert_many([{"_id": 1, "text": "abc"}, {"_id": 2, "text": "xyz"}]).jobs
+    assert not any(job.failures["count"] for job in jobs.values())
+    (job,) = (job for name, job in docs.insert_one({"_id": 3, "text": "abcd"}).jobs.items() if "growing" in name)
+    assert "growing answered shape (4,)" in job.failures["first"][0]["error"]
+    assert stored.count_documents({"_outputs.text.growing": {"$exists": True}}) == 2
+    elsewhere = other_client[docs.database.name]["docs"]
+    for asked in (docs, elsewhere):
+        assert len(asked.predict("growing", "xyz")) == 3
+        with pytest.raises(ModelError, match=r"growing answered shape \(4,\), and its first output had \(3,\)"):
+            asked.predict("growing", "abcd")
 
 
 def test_a_vector_that_is_no_number_is_never_found(findable: sd.Collection[Any]) -> None:

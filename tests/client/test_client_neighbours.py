@@ -164,7 +164,8 @@ def test_what_the_lists_depend_on(docs: Docs, stored: Any, client: sd.Client[Any
 
 
 def test_what_is_no_vector_is_near_to_nothing_and_no_job_is_busy_with_it(docs: Docs, stored: Any) -> None:
-    docs.create_semantic_index("directions", ["place"], ["x"])
+    docs.create_model("loose", place)  # of no type, so its outputs may have any length
+    docs.create_semantic_index("directions", ["loose"], ["x"])
     docs.create_neighbourhood("near", "directions", n=2)
     docs.insert_many(
         [{"_id": 1, "x": [1, 0]}, {"_id": 2, "x": [1, 1]}, {"_id": 3, "x": [1, 1, 1]}, {"_id": 4, "x": [0, 0]}]
