@@ -156,6 +156,8 @@ class JobsConfig(_Section):
     workers, max_workers, threads
         Of our own cluster: processes at first (one a core by default) and at most, while there is work for them;
         threads of each that compute.
+    resources
+        What each worker of our own cluster has to offer to models that ask for it: ``{"GPU": 1}``.
     in_flight
         Parts of jobs under way at one time, at least; twice as many as there are threads, where that is more.
     memory_gb
@@ -171,6 +173,7 @@ class JobsConfig(_Section):
     workers: int | None = Field(default=None, ge=1, le=4096)
     max_workers: int | None = Field(default=None, ge=1, le=4096)
     threads: int = Field(default=1, ge=1, le=1024)
+    resources: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     in_flight: int = Field(default=8, ge=1, le=10_000)
     memory_gb: float | None = Field(default=None, gt=0)
     batch_timeout: float = Field(default=600, gt=0)

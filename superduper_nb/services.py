@@ -365,6 +365,7 @@ def _pool(config: Config, mongo_uri: str) -> DaskPool:
         workers=_workers(config),
         threads=settings.threads,
         memory=_bytes(settings.memory_gb),
+        resources=settings.resources,
         environment=environment,
     )
 

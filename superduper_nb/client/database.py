@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import pymongo.database
@@ -14,7 +14,7 @@ from superduper_nb.client.optimizing import examples_for, measured
 from superduper_nb.client.registered import Registered
 from superduper_nb.components.store import Kind, check_identifier
 from superduper_nb.errors import InvalidInputError, did_you_mean
-from superduper_nb.models.apply import check_batch_size, check_model
+from superduper_nb.models.apply import check_batch_size, check_model, check_resources
 from superduper_nb.models.optimize import check_optimize
 from superduper_nb.models.signature import signature
 
@@ -82,6 +82,7 @@ class Database(pymongo.database.Database[_DocumentType]):
         type: str | None = None,
         batch_size: int | None = None,
         device: str = "auto",
+        resources: Mapping[str, float] | None = None,
         optimize: Optimize | None = None,
         examples: Sequence[Any] | None = None,
     ) -> Jobs:
@@ -101,6 +102,9 @@ class Database(pymongo.database.Database[_DocumentType]):
             Inputs a batch.
         device : str, default "auto"
             A torch device; "auto" takes the GPU where there is one.
+        resources : mapping of str to float, optional
+            Apply it only in workers that have these (``{"GPU": 1}``), as Dask's ``--resources`` or ``jobs.resources``
+            of the settings say, and in no more of them at one time than they suffice for.
         optimize : {"compile", "int8", "bf16"}, optional
             Apply a quicker variant of a torch module, wherever it runs: compiled (needs a C++ compiler there), with
             weights of 8 bits (needs the extra ``int8``), or in bfloat16. It is compared with the plain model first:
@@ -130,6 +134,8 @@ class Database(pymongo.database.Database[_DocumentType]):
         steps = {"preprocess": preprocess, "postprocess": postprocess}
         bundle: dict[str, Any] = {"object": obj, **steps}
         definition: dict[str, Any] = {"type": type, "batch_size": batch_size, "device": device}
+        if resources:
+            definition["resources"] = check_resources(resources)
         notes: dict[str, Any] = {"signature": signature(obj, preprocess, postprocess)}
         if optimize is not None:
             check_optimize(obj, optimize)

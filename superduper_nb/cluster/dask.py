@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 from superduper_nb.cluster import dask_external
-from superduper_nb.errors import ServiceError
+from superduper_nb.errors import InvalidInputError, ServiceError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -73,6 +73,8 @@ class DaskPool:
         Threads of each.
     memory : int, optional
         Bytes that each may have, before it is ended and another started. Default: the machine's, shared among them.
+    resources : mapping of str to float, optional
+        What each worker of our own pool has to offer: ``{"GPU": 1}``.
     environment : mapping of str to str
         Handed to the workers (where MongoDB is, for instance).
     """
@@ -86,6 +88,7 @@ class DaskPool:
         max_workers: int | None = None,
         threads: int = 1,
         memory: int | None = None,
+        resources: Mapping[str, float] | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self._external, self._tls = address, tls
@@ -95,6 +98,7 @@ class DaskPool:
             "max_workers": max_workers or workers,
             "threads": threads,
             "memory": memory,
+            "resources": dict(resources or {}),
             "environment": dict(environment or {}),
         }
         self._process: subprocess.Popen[str] | None = None
@@ -174,18 +178,33 @@ class DaskPool:
 
     # --- work --------------------------------------------------------------------------------------------------
 
-    def submit(self, key: str, function: Callable[..., Any], *args: Any, priority: int = 0) -> Future[Any]:
-        """Run a function in a worker; `key` must be new for each call.
+    def submit(
+        self,
+        key: str,
+        function: Callable[..., Any],
+        *args: Any,
+        priority: int = 0,
+        resources: Mapping[str, float] | None = None,
+    ) -> Future[Any]:
+        """Run a function in a worker that has these resources; `key` must be new for each call.
 
         Returns
         -------
         concurrent.futures.Future
             Ends with the result, or with the exception: the function's own, `WorkerLostError` or `PoolLostError`.
+
+        Raises
+        ------
+        InvalidInputError
+            No worker has the resources: the task would wait for ever.
         """
         self.start()
+        if resources:
+            self._check_offered(resources)
         with self._lock:
             assert self._client is not None
-            remote = self._client.submit(function, *args, key=key, pure=False, priority=priority)
+            options = {"priority": priority, "resources": dict(resources or {})}
+            remote = self._client.submit(function, *args, key=key, pure=False, **options)
         local: Future[Any] = Future()
         local.set_running_or_notify_cancel()
         local.remote = remote  # type: ignore[attr-defined]  # Dask drops a task whose future is forgotten
@@ -246,6 +265,17 @@ class DaskPool:
             return {"state": "stopped", "where": self._external or "this machine", "workers": 0}
         address = self._client.scheduler.address if self._client.scheduler else None
         return {"state": "running", "where": address, "workers": len(self._workers()), "restarts": self.restarts}
+
+    def _check_offered(self, wanted: Mapping[str, float]) -> None:
+        offered = [worker.get("resources", {}) for worker in self._workers().values()]
+        if any(all(offer.get(name, 0) >= amount for name, amount in wanted.items()) for offer in offered):
+            return
+        each = {", ".join(f"{name}={amount:g}" for name, amount in offer.items()) or "none" for offer in offered}
+        asked = ", ".join(f"{name}={amount:g}" for name, amount in wanted.items())
+        raise InvalidInputError(
+            f"It asks for workers with {asked}; those of {self._external or 'our own pool'} have "
+            f"{'; '.join(sorted(each)) or 'not come yet'}. See jobs.resources, and Dask's --resources."
+        )
 
     def _workers(self) -> dict[str, Any]:
         if not self.alive or self._client is None or self._client.scheduler is None:

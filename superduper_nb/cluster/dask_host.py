@@ -67,6 +67,7 @@ async def _serve(options: dict[str, Any], answer: TextIO) -> None:
         n_workers=options["workers"],
         threads_per_worker=options["threads"] + READING_AND_WRITING,
         memory_limit=options["memory"] or MEMORY_LIMIT // options["max_workers"],
+        resources=options["resources"] or None,
         processes=True,
         host="127.0.0.1",
         dashboard_address=None,

@@ -12,7 +12,7 @@ import queue
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, Final, Protocol
@@ -21,9 +21,10 @@ from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
 from superduper_nb.cluster.dask import PoolLostError, WorkerLostError
-from superduper_nb.errors import ServiceError
+from superduper_nb.components.store import ComponentStore
+from superduper_nb.errors import InvalidInputError, ServiceError
 from superduper_nb.jobs.foreground import owner_name
-from superduper_nb.jobs.kinds import work_of
+from superduper_nb.jobs.kinds import resources_of, work_of
 from superduper_nb.jobs.outputs import Outcome
 from superduper_nb.jobs.records import COLLECTION, JobStore
 from superduper_nb.jobs.running import REPORT_EVERY_S, Part, RunningJob
@@ -53,8 +54,15 @@ _TRIES: Final = 60
 class Pool(Protocol):
     """What a dispatcher needs of an executor (`superduper_nb.cluster.dask.DaskPool`)."""
 
-    def submit(self, key: str, function: Callable[..., Any], *args: Any, priority: int = 0) -> Future[Any]:
-        """Run a function elsewhere."""
+    def submit(
+        self,
+        key: str,
+        function: Callable[..., Any],
+        *args: Any,
+        priority: int = 0,
+        resources: Mapping[str, float] | None = None,
+    ) -> Future[Any]:
+        """Run a function elsewhere; `InvalidInputError` where nobody has the resources."""
 
     def subscribe(self, topic: str, handler: Callable[[dict[str, Any]], None]) -> None:
         """Have a handler called with what workers tell under a topic."""
@@ -200,6 +208,7 @@ class Dispatcher:
         return [id for id in self._jobs if self._names[id] == name]
 
     def _take(self, name: str, job: RunningJob) -> None:
+        job.resources = resources_of(ComponentStore(self._client[name]), job.record)
         self._jobs[job.id], self._names[job.id] = job, name
         self._tell(job, "running")
 
@@ -246,10 +255,13 @@ class Dispatcher:
         try:
             limit = None if job.whole else self._batch_timeout
             what = (self._names[job.id], assignment(job.record, limit), part.ids, key)
-            future = self._pool.submit(key, execute, *what, priority=int(job.short))
+            future = self._pool.submit(key, execute, *what, priority=int(job.short), resources=job.resources)
         except ServiceError:
             job.again.appendleft(part)
             raise
+        except InvalidInputError as error:
+            job.error = error
+            return
         job.out.add(part)
         self._out[key] = (job, part)
         future.add_done_callback(lambda done: self._events.put(lambda: self._came_back(key, done)))

@@ -7,8 +7,9 @@ from typing import Any, Final, Protocol
 
 from pymongo.database import Database
 
+from superduper_nb.components.store import ComponentStore
 from superduper_nb.documents.download import DownloadPolicy
-from superduper_nb.errors import InvalidInputError
+from superduper_nb.errors import InvalidInputError, NotFoundError
 from superduper_nb.jobs.downloads import DownloadWork
 from superduper_nb.jobs.duplicates import DuplicatesWork
 from superduper_nb.jobs.neighbours import NeighboursWork
@@ -17,7 +18,7 @@ from superduper_nb.jobs.training import TrainingWork
 from superduper_nb.jobs.watchers import Watcher
 from superduper_nb.models.loading import Loader
 
-__all__ = ["KINDS", "WHOLE", "Work", "work_of"]
+__all__ = ["KINDS", "WHOLE", "Work", "resources_of", "work_of"]
 
 
 class Work(Protocol):
@@ -74,3 +75,14 @@ def work_of(database: Database[Any], loader: Loader, job: Record, policy: Downlo
     if make is None:
         raise InvalidInputError(f"This version knows no job of kind {job['kind']!r}. Update superduper_nb here.")
     return make(database, loader, job, policy or DownloadPolicy())
+
+
+def resources_of(store: ComponentStore, job: Record) -> dict[str, float]:
+    """Return what a worker must have to carry out a job: what the model that it applies was registered with."""
+    if job["kind"] != "outputs":
+        return {}
+    try:
+        watcher = store.get("watcher", job["component"], collection=job["collection"])
+        return dict(store.get("model", watcher.definition["model"]).definition.get("resources", {}))
+    except NotFoundError:  # it was deleted: whoever carries it out says so
+        return {}

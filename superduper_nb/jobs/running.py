@@ -90,6 +90,7 @@ class RunningJob:
         self.id = str(record["_id"])
         self.again: deque[Part] = deque()
         self.out: set[Part] = set()
+        self.resources: dict[str, float] = {}
         self.error: BaseException | dict[str, Any] | None = None
         self.worker: str | None = None
         self.lost: set[str] = set()

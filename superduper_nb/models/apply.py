@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from copy import copy
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from superduper_nb.models import batches
 from superduper_nb.models.optimize import Optimize, check_optimize, optimized
 from superduper_nb.models.sizing import BatchSize, out_of_memory
 
-__all__ = ["ItemError", "Predictor", "check_batch_size", "check_model"]
+__all__ = ["ItemError", "Predictor", "check_batch_size", "check_model", "check_resources"]
 
 _PADDED: Final = 4096
 _END: Final = object()
@@ -66,6 +66,17 @@ def check_batch_size(value: object) -> None:
     """Raise `InvalidInputError` unless `value` is None or a whole number of at least 1."""
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
         raise InvalidInputError(f"batch_size={value!r}: it must be a whole number of at least 1, or None.")
+
+
+def check_resources(value: object) -> dict[str, float]:
+    """Return what a model needs of a worker; raise `InvalidInputError` unless it is names with positive numbers."""
+    if isinstance(value, Mapping) and all(isinstance(name, str) and _positive(n) for name, n in value.items()):
+        return {name: float(amount) for name, amount in value.items()}
+    raise InvalidInputError(f"resources={value!r}: give names with positive numbers, like {{'GPU': 1}}.")
+
+
+def _positive(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < float("inf")
 
 
 class Predictor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,13 @@ from distributed.security import Security
 from superduper_nb.cluster import dask_external
 from superduper_nb.cluster.dask import DaskPool
 from superduper_nb.config import Config
-from superduper_nb.errors import ServiceError
+from superduper_nb.errors import InvalidInputError, ServiceError
 
 
 class External:
     """A cluster, and the files that whoever connects to it needs."""
 
-    def __init__(self, folder: Path, **resources: float) -> None:
+    def __init__(self, folder: Path, resources: dict[str, float]) -> None:
         security = Security.temporary()
         self.tls = {name: str(folder / name) for name in ("tls_ca_file", "tls_client_cert", "tls_client_key")}
         for name, path in self.tls.items():
@@ -28,6 +29,7 @@ class External:
         self.cluster = LocalCluster(
             n_workers=1,
             threads_per_worker=3,
+            resources=resources,
             processes=False,
             security=security,
             host="tls://127.0.0.1",
@@ -44,8 +46,8 @@ class External:
 
 @pytest.fixture(scope="module")
 def clusters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[External]]:
-    """Return two clusters on this machine."""
-    both = [External(tmp_path_factory.mktemp("certificates")) for _ in range(2)]
+    """Return two clusters on this machine, of which the first has a GPU to offer."""
+    both = [External(tmp_path_factory.mktemp("certificates"), resources) for resources in ({"GPU": 1}, {})]
     yield both
     for external in both:
         external.cluster.close()
@@ -72,6 +74,18 @@ def where() -> str:
     return str(get_worker().scheduler.address)  # type: ignore[attr-defined]
 
 
+_now: list[int] = []
+
+
+def at_once() -> int:
+    """Return how many of us run in this process while we do."""
+    _now.append(1)
+    time.sleep(0.05)
+    count = len(_now)
+    _now.pop()
+    return count
+
+
 def test_two_clusters_on_one_machine_each_do_their_own_work(
     clusters: list[External], connected: Callable[..., DaskPool]
 ) -> None:
@@ -80,6 +94,18 @@ def test_two_clusters_on_one_machine_each_do_their_own_work(
     assert [future.result(20) for future in futures] == [external.address for external in clusters]
     assert [pool.threads() for pool in pools] == [3, 3]
     assert pools[0].describe()["where"] == clusters[0].address
+
+
+def test_work_goes_where_its_resources_are_and_is_refused_where_nobody_has_them(
+    clusters: list[External], connected: Callable[..., DaskPool]
+) -> None:
+    rich, poor = (connected(external.config()) for external in clusters)
+    futures = [rich.submit(f"gpu-{n}", at_once, resources={"GPU": 1}) for n in range(3)]
+    assert [future.result(20) for future in futures] == [1, 1, 1]  # though it has three threads
+    with pytest.raises(InvalidInputError, match=r"asks for workers with GPU=1; those of tls://\S+ have none\."):
+        poor.submit("gpu", where, resources={"GPU": 1})
+    with pytest.raises(InvalidInputError, match=r"GPU=2; those of tls://\S+ have GPU=1\."):
+        rich.submit("gpus", where, resources={"GPU": 2})
 
 
 def test_the_certificates_of_the_dask_configuration_do_as_well(

@@ -209,7 +209,7 @@ class ThreadPool:
         self.submitted: list[tuple[str, int]] = []
         self.lose: Callable[[list[Any]], BaseException | None] = lambda ids: None
 
-    def submit(self, key: str, function: Callable[..., Any], *args: Any, priority: int = 0) -> Future[Any]:
+    def submit(self, key: str, function: Callable[..., Any], *args: Any, **options: Any) -> Future[Any]:
         _, job, ids, _ = args
         self.submitted.append((job["_id"], len(ids)))
         return self._executor.submit(self._run, function, args, ids)

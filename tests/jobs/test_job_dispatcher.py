@@ -10,6 +10,7 @@ from job_world import GOOD, Oracle, ThreadPool, World, lost_worker, until
 from pymongo.errors import AutoReconnect
 
 from superduper_nb.cluster.dask import PoolLostError, WorkerLostError
+from superduper_nb.errors import InvalidInputError
 from superduper_nb.jobs import NewJob
 from superduper_nb.jobs.dispatcher import Dispatcher
 from superduper_nb.jobs.kinds import KINDS
@@ -127,6 +128,26 @@ def test_many_jobs_that_one_worker_takes_along_have_lost_one_worker(
     dispatcher.notify(world.database.name)
     assert {world.ended(job)["state"] for job in jobs} == {"succeeded"}
     assert Oracle(world, watcher, double).check(range(15)) == GOOD
+
+
+def test_a_model_that_asks_for_what_no_worker_has_fails_its_job_with_the_reason(world: World, dispatch: Start) -> None:
+    class Poor(ThreadPool):
+        def submit(self, key: str, function: Any, *args: Any, **options: Any) -> Any:
+            if options["resources"]:
+                raise InvalidInputError(f"nobody has {options['resources']}")
+            return super().submit(key, function, *args)
+
+    world.model("m", double, resources={"GPU": 1.0})
+    world.watcher("m", "x")
+    dispatcher = dispatch(Poor())
+    jobs = world.insert(rows(10))
+    dispatcher.notify(world.database.name)
+    record = world.ended(jobs["m/x"])
+    assert (record["state"], record["error"]["message"]) == ("failed", "nobody has {'GPU': 1.0}")
+    world.model("m", double)
+    world.store.retry(jobs["m/x"])
+    dispatcher.notify(world.database.name)
+    assert world.ended(jobs["m/x"])["state"] == "succeeded"
 
 
 def test_a_lost_pool_is_nobodys_fault(world: World, watcher: Any, dispatch: Start) -> None:
