@@ -56,8 +56,7 @@ class Vector:
             raise InvalidInputError(
                 f"A vector is a one-dimensional row of real numbers; this has shape {given.shape}, dtype {given.dtype}."
             )
-        with np.errstate(over="ignore"):
-            row = given.astype(_LITTLE_FLOAT32, copy=False)
+        row = given if given.dtype == _LITTLE_FLOAT32 else _to_float32(given)
         if not np.isfinite(row).all():
             raise InvalidInputError(
                 "A vector must be finite: this one holds NaN, infinity or numbers too large for float32."
@@ -120,13 +119,20 @@ def _as_numpy(x: Any) -> NDArray[Any]:
     """Return anything that holds a row of numbers as an array."""
     if isinstance(x, np.ndarray):
         return x
-    if callable(detach := getattr(x, "detach", None)):  # a tensor, without importing torch
-        tensor = detach().cpu()
-        return np.asarray(tensor.float().numpy() if tensor.is_floating_point() else tensor.numpy())
+    if callable(getattr(x, "detach", None)):  # a tensor, without importing torch
+        try:
+            return np.asarray(x.numpy(force=True))
+        except TypeError:  # bfloat16, which numpy has not
+            return np.asarray(x.float().numpy(force=True))
     try:
         return np.asarray(x)
     except ValueError as error:
         raise InvalidInputError(f"This {type(x).__name__} is not a row of numbers: {error}") from None
+
+
+def _to_float32(row: NDArray[Any]) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):  # too large a number becomes infinite, which is refused by name
+        return row.astype(_LITTLE_FLOAT32, copy=False)
 
 
 def _pack(dtype: str, shape: tuple[int, ...], body: bytes, allowed: frozenset[str]) -> bytes:

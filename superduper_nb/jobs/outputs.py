@@ -139,6 +139,9 @@ class Refresh:
         self.versions = {key: loader.store.get("model", model).version for key, model in watcher.features.items()}
         self.retry_failed = retry_failed
         self._loader = loader
+        self._upstream = [token_path(model, key) for key, model in watcher.features.items()]
+        own = watcher.key != BASE and watcher.key not in watcher.features
+        self._present: dict[str, Any] = {watcher.key: {"$exists": True}} if own else {}
 
     @cached_property
     def predictor(self) -> Predictor:
@@ -205,11 +208,7 @@ class Refresh:
 
     def _condition(self, document: Mapping[str, Any]) -> dict[str, Any]:
         """Return what must still hold of the input when the output is written: that it is there."""
-        paths = [token_path(model, key) for key, model in self.watcher.features.items()]
-        condition: dict[str, Any] = {path: {"$eq": get_path(document, path)} for path in paths}
-        if self.watcher.key != BASE and self.watcher.key not in self.watcher.features:
-            condition[self.watcher.key] = {"$exists": True}
-        return condition
+        return self._present | {path: {"$eq": get_path(document, path)} for path in self._upstream}
 
     # --- computing -----------------------------------------------------------------------------------------------
 
