@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import copy
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -41,14 +43,28 @@ class Prepared(NamedTuple):
 def prepared(codec: Codec, documents: Sequence[Any], valid_fraction: float) -> Prepared:
     """Return copies of documents as they are to be stored; the originals get an ``_id``, as pymongo gives them."""
     made = Prepared([], [], set())
-    for document, fold in zip(documents, folds(len(documents), valid_fraction), strict=True):
-        if type(document) is dict and codec.flat(document):  # most are: what they cost is what inserting many costs
-            if "_id" not in document:
-                document["_id"] = ObjectId()
-            made.documents.append(document if "_fold" in document else {**document, "_fold": fold})
-        else:
-            _prepare(made, codec, document, fold)
+    with _uncollected():
+        for document, fold in zip(documents, folds(len(documents), valid_fraction), strict=True):
+            if type(document) is dict and codec.flat(document):  # most are, and make up what inserting many costs
+                if "_id" not in document:
+                    document["_id"] = ObjectId()
+                made.documents.append(document if "_fold" in document else {**document, "_fold": fold})
+            else:
+                _prepare(made, codec, document, fold)
     return made
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Put off the search for circles of garbage: among thousands of new documents it takes longer than making them."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _prepare(made: Prepared, codec: Codec, document: Any, fold: str) -> None:

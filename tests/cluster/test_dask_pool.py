@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import socket
+import time
 
 import pytest
 
@@ -18,3 +19,19 @@ def test_a_port_that_somebody_else_uses_is_said_in_time(monkeypatch: pytest.Monk
         address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(ServiceError, match=f"{address} does not answer"):
             DaskPool(address=address).start()
+
+
+@pytest.mark.drill
+def test_our_own_pool_grows_while_there_is_work() -> None:
+    pool = DaskPool(workers=1, max_workers=2)
+    try:
+        pool.start()
+        assert (pool.describe()["workers"], pool.threads()) == (1, 2)
+        futures = [pool.submit(f"sleep-{n}", time.sleep, 0.5) for n in range(60)]
+        deadline = time.monotonic() + 60
+        while pool.describe()["workers"] < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert [future.result(60) for future in futures] == [None] * 60
+    finally:
+        pool.close()
