@@ -1,7 +1,7 @@
 """What the client costs beside pymongo: ``python benchmarks/client.py [ROUNDS]``.
 
-Each operation is timed with pymongo and with ours in turns, on the same MongoDB and the same documents; the best of all
-rounds is compared, for what disturbs only adds. 1.00 is pymongo's own speed.
+Each operation is timed with pymongo and with ours right after each other, in turns first, on the same MongoDB and the
+same documents; the figure is the median over all such pairs of ours divided by pymongo's. 1.00 is pymongo's own speed.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from pymongo import MongoClient
@@ -21,6 +22,8 @@ from superduper_nb.cluster.mongod import Mongod, connect_options
 ROWS = 2000
 Collection = Any
 Operation = Callable[[Collection], None]
+Took = tuple[float, float]
+"""Seconds by the clock, and of this thread's CPU."""
 
 
 def row(i: int) -> dict[str, Any]:
@@ -59,16 +62,21 @@ def update_one(documents: Collection) -> None:
 
 
 def ratio(operation: Operation, plain: Collection, ours: Collection, rounds: int) -> tuple[float, float, float]:
-    """Return pymongo's best time in ms, and ours as a multiple of it: by the clock, and of this thread's CPU."""
-    took: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
-    for turn in range(2 * rounds):
-        is_ours = turn % 4 in (1, 2)
-        took[is_ours].append(timed(operation, ours if is_ours else plain))
-    (clock, cpu), (our_clock, our_cpu) = ((min(t for t, _ in took[w]), min(c for _, c in took[w])) for w in took)
-    return clock * 1000, our_clock / clock, our_cpu / cpu
+    """Return pymongo's median time in ms, and ours as a multiple of it: by the clock, and of this thread's CPU."""
+    pairs = [pair(operation, plain, ours, ours_first=bool(turn % 2)) for turn in range(rounds)]
+    clock, cpu = (median(mine[at] / theirs[at] for theirs, mine in pairs) for at in (0, 1))
+    return median(theirs[0] for theirs, _ in pairs) * 1000, clock, cpu
 
 
-def timed(operation: Operation, documents: Collection) -> tuple[float, float]:
+def pair(operation: Operation, plain: Collection, ours: Collection, *, ours_first: bool) -> tuple[Took, Took]:
+    """Time an operation with pymongo and with ours."""
+    if ours_first:
+        mine = timed(operation, ours)
+        return timed(operation, plain), mine
+    return timed(operation, plain), timed(operation, ours)
+
+
+def timed(operation: Operation, documents: Collection) -> Took:
     """Return the seconds that an operation takes, and those of them that this thread computes."""
     clock, cpu = time.perf_counter(), time.thread_time()
     operation(documents)
