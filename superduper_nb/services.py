@@ -95,7 +95,11 @@ class _Engines:
     mode: str
 
     def __init__(
-        self, client: MongoClient[Any], models: ModelServer | InProcessModels, search: SearchConfig | None = None
+        self,
+        client: MongoClient[Any],
+        models: ModelServer | InProcessModels,
+        search: SearchConfig | None = None,
+        pool: DaskPool | None = None,
     ) -> None:
         self.client, self._models = client, models
         memory = search and search.memory_gb
@@ -105,6 +109,7 @@ class _Engines:
             self._pending,
             snapshots=default_folder(),
             memory=int(memory * 2**30) if memory else None,
+            pool=pool,
         )
 
     def status(self) -> dict[str, Any]:
@@ -293,7 +298,7 @@ class LocalServices(_Engines):
             self._pool = _pool(config, self.mongo_uri)
             undo.callback(self._pool.close)
             self._server = _model_server(config, self.mongo_uri, self._pool, loop)
-            super().__init__(client, self._server, config.linear_algebra)
+            super().__init__(client, self._server, config.linear_algebra, self._pool)
             undo.callback(super().close)
             self._pool.start()
             self._dispatcher = Dispatcher(

@@ -211,6 +211,12 @@ class DaskPool:
         remote.add_done_callback(lambda done: _relay(done, local))
         return local
 
+    def client(self) -> Client:
+        """Return the connection to the scheduler, made anew where it was lost."""
+        self.start()
+        assert self._client is not None
+        return self._client
+
     def workers(self) -> dict[str, dict[str, float]]:
         """Return the address of each worker, with the resources that it was started with; start the pool if need be."""
         self.start()

@@ -15,21 +15,20 @@ from pymongo.collection import Collection
 from pymongo.database import Database
 from pymongo.errors import InvalidName
 
+from superduper_nb.cluster.dask import DaskPool
 from superduper_nb.components.cache import CachedStore
 from superduper_nb.components.store import Component, ComponentStore
 from superduper_nb.errors import InvalidInputError, NotFoundError
 from superduper_nb.models.loading import Loader
 from superduper_nb.search.finding import Finding
-from superduper_nb.search.index import VectorIndex
-from superduper_nb.search.keeper import Keeper
-from superduper_nb.search.live import LiveIndex
 from superduper_nb.search.measures import BUILTIN, Floats, Measure
 from superduper_nb.search.options import IndexOptions
 from superduper_nb.search.plan import Hints, Matching, Plan
 from superduper_nb.search.queries import QueryVectors
 from superduper_nb.search.refine import Groups
+from superduper_nb.search.searchable import Following, Searchable
 from superduper_nb.search.shelf import Shelf, Wanted
-from superduper_nb.search.source import Source
+from superduper_nb.search.spec import IndexSpec
 from superduper_nb.search.stages import Stages
 from superduper_nb.search.text import by_words
 from superduper_nb.search.together import Together
@@ -62,6 +61,8 @@ class SearchEngine:
         The folder of the files from which indexes start again; none by default.
     memory : int, optional
         Bytes that the indexes may take, all together: beyond, the least recently used goes out.
+    pool : DaskPool, optional
+        Whose workers hold the parts of those that are split; without, all are in one piece.
     """
 
     def __init__(
@@ -72,13 +73,14 @@ class SearchEngine:
         *,
         snapshots: Path | None = None,
         memory: int | None = None,
+        pool: DaskPool | None = None,
     ) -> None:
         self._client, self._encode, self._pending, self._snapshots = client, encode, pending, snapshots
         self._lock = threading.Lock()
         self._known: dict[str, Loader] = {}
         self._looks: dict[str, Together[None, None]] = {}
         """Whether something new is registered: asked once for all searches that came meanwhile."""
-        self._shelf = Shelf(memory)
+        self._shelf, self._pool = Shelf(memory), pool
         self._hints = Hints()
         self._counted: dict[tuple[str, str, str], tuple[Timestamp | None, float, int]] = {}
 
@@ -103,21 +105,21 @@ class SearchEngine:
         matching = self._matching(request, stages)
         component = _chosen(known.store, request)
         with self._shelf.using(self._wanted(request.database, component, request.after)) as live:
-            live.wait(request.after, _LOAD_TIMEOUT_S)
-            return self._found(request, component, live, matching, stages)
+            index = live.seeing(request.after, _LOAD_TIMEOUT_S)
+            return self._found(request, component, live.version, index, matching, stages)
 
     def _found(
         self,
         request: SearchRequest,
         component: Component,
-        live: LiveIndex,
+        version: int,
+        index: Searchable,
         matching: Matching | None,
         stages: Stages,
     ) -> SearchReply:
         """Search in an index."""
-        index = live.index
         with stages("encode"):
-            queries = self._queries(request.database, component, live.version, index).of(request)
+            queries = self._queries(request.database, component, version, index).of(request)
         finding = Finding(request, index, matching, self._hints, stages)
         with stages("search"):
             found = finding.batch(queries) if request.many else [self._refined(finding, component, queries[0])]
@@ -130,6 +132,7 @@ class SearchEngine:
             took_ms=stages.took_ms,
             stages_ms=stages.ms,
             index=component.id,
+            partial=index.missing > 0,
         )
 
     def _refined(self, finding: Finding, component: Component, query: Floats) -> Plan:
@@ -195,32 +198,39 @@ class SearchEngine:
         return loader
 
     def _wanted(self, database: str, component: Component, after: Timestamp | None = None) -> Wanted:
-        known = self._known[database]
-        model_id, key = component.definition["models"][0], component.definition["keys"][0]
-        model = known.store.get("model", model_id)
-        measure, measured = self._measure(known, component)
-
-        collection = self._collection(database, component.collection)
-        definition = f"{component.hash} {measured}"
-        options = IndexOptions.of(component.definition.get("index"))
-
-        def make() -> LiveIndex:
-            identity = {"definition": definition, "model": model_id, "version": model.version}
-            folder, filter = self._snapshots, component.definition["filter"]
-            return LiveIndex(
-                VectorIndex(measure, options, folder=folder),
-                Source(collection, model=model_id, key=key, version=model.version, filter=filter),
-                keeper=None if folder is None else Keeper(folder, collection, component.id, identity),
-            )
-
+        spec = self._spec(database, component)
         return Wanted(
             (database, component.collection, component.id),
-            definition,
-            model.version,
-            make,
+            spec.definition,
+            spec.version,
+            partial(self._made, spec),
             lambda: self._pending(database, component.collection, _watcher(component)),
             after,
             _LOAD_TIMEOUT_S,
+        )
+
+    def _made(self, spec: IndexSpec) -> Following:
+        if self._pool is not None and spec.options.spread:
+            from superduper_nb.search.shards import ShardedIndex
+
+            return ShardedIndex(self._pool, spec)
+        return spec.opened(self._client, self._snapshots)
+
+    def _spec(self, database: str, component: Component) -> IndexSpec:
+        known, definition = self._known[database], component.definition
+        measure, measured = self._measure(known, component)
+        self._collection(database, component.collection)  # raises where its name is none
+        return IndexSpec(
+            database=database,
+            collection=component.collection,
+            id=component.id,
+            definition=f"{component.hash} {measured}",
+            measure=measure,
+            options=IndexOptions.of(definition.get("index")),
+            model=definition["models"][0],
+            key=definition["keys"][0],
+            version=known.store.get("model", definition["models"][0]).version,
+            filter=definition["filter"],
         )
 
     def _measure(self, known: Loader, component: Component) -> tuple[Measure, str]:
@@ -242,7 +252,7 @@ class SearchEngine:
             return None
         return Matching(self._collection(request.database, request.collection), request.filter, stages)
 
-    def _queries(self, database: str, component: Component, version: int, index: VectorIndex) -> QueryVectors:
+    def _queries(self, database: str, component: Component, version: int, index: Searchable) -> QueryVectors:
         def encode(model: str, inputs: list[Any], of: int | None) -> list[Any]:
             return self._encode(database, model, inputs, of)
 

@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from superduper_nb.search.index import Hits, VectorIndex
 from superduper_nb.search.measures import Floats
 from superduper_nb.search.plan import Hints, Matching, Plan, planned, planned_many
 from superduper_nb.search.refine import Groups, Ranking, best_of_groups, fused, only, pool_size, spread
+from superduper_nb.search.scoring import Hits
+from superduper_nb.search.searchable import Searchable
 from superduper_nb.search.stages import Stages
 from superduper_nb.search.values import SearchRequest
 
@@ -23,7 +24,7 @@ class Finding:
     ----------
     request : SearchRequest
         What is asked.
-    index : VectorIndex
+    index : Searchable
         Where.
     matching : Matching or None
         Which documents match the filter; None: all.
@@ -34,7 +35,7 @@ class Finding:
     """
 
     def __init__(
-        self, request: SearchRequest, index: VectorIndex, matching: Matching | None, hints: Hints, stages: Stages
+        self, request: SearchRequest, index: Searchable, matching: Matching | None, hints: Hints, stages: Stages
     ) -> None:
         self.request = request
         self._index, self._matching, self._hints, self._stages = index, matching, hints, stages

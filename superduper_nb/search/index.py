@@ -45,6 +45,9 @@ class VectorIndex:
         For how many vectors to make room at once.
     """
 
+    missing = 0
+    """Parts that do not answer: it is in one piece."""
+
     def __init__(
         self,
         measure: Measure,

@@ -93,6 +93,21 @@ class LiveIndex:
         """It is loaded and follows its collection."""
         return self._ready and self._error is None
 
+    @property
+    def size(self) -> int:
+        """Vectors in it."""
+        return len(self.index)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes."""
+        return self.index.nbytes
+
+    def seeing(self, after: Timestamp | None, timeout: float) -> VectorIndex:
+        """Return what to search in, once it has seen the writes up to `after`; raises as `wait` does."""
+        self.wait(after, timeout)
+        return self.index
+
     def wait(self, after: Timestamp | None, timeout: float) -> None:
         """Wait until it is loaded, follows its collection, and has seen the writes up to `after`.
 

@@ -14,6 +14,8 @@ __all__ = ["IndexOptions", "Kind"]
 Kind = Literal["auto", "exact", "scan"]
 
 _MAX_DEPTH: Final = 10_000
+_MAX_SHARDS: Final = 256
+_MAX_REPLICAS: Final = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,11 +32,22 @@ class IndexOptions:
     compact : bool, default False
         Keep the vectors in a file and only the codes of a scan in memory, an eighth of the size. What is found is the
         same; a search reads its candidates from the disk, unless the system still has them in its cache.
+    shards : int, default 1
+        Parts that it is split into, each in the memory of a Dask worker; searched side by side, merged exactly. Where
+        everything runs in one process there are no workers, and it is in one piece.
+    replicas : int, default 1
+        Copies of each part: searches take turns at them, and one that is lost is missed by nobody.
+    lost : {"wait", "partial"}, default "wait"
+        What searches do while a part that was lost with its worker is loaded again: wait, or answer without it and say
+        so (``partial`` of the reply).
     """
 
     kind: Kind = "auto"
     depth: int | None = None
     compact: bool = False
+    shards: int = 1
+    replicas: int = 1
+    lost: Literal["wait", "partial"] = "wait"
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
@@ -43,6 +56,11 @@ class IndexOptions:
             raise InvalidInputError(f"depth={self.depth!r:.80}: it must be a whole number from 10 to {_MAX_DEPTH}.")
         if not isinstance(self.compact, bool):
             raise InvalidInputError(f"compact={self.compact!r:.80}: it must be True or False.")
+        for name, most in (("shards", _MAX_SHARDS), ("replicas", _MAX_REPLICAS)):
+            if not _is_whole(value := getattr(self, name), 1, most):
+                raise InvalidInputError(f"{name}={value!r:.80}: it must be a whole number from 1 to {most}.")
+        if self.lost not in ("wait", "partial"):
+            raise InvalidInputError(f"lost={self.lost!r:.80}: it must be 'wait' or 'partial'.")
         if self.kind == "exact" and (self.compact or self.depth):
             raise InvalidInputError("compact= and depth= are of a scan: they don't combine with kind='exact'.")
 
@@ -58,6 +76,11 @@ class IndexOptions:
     def coded(self) -> bool:
         """Codes are wanted, whatever the size."""
         return self.kind == "scan" or self.compact
+
+    @property
+    def spread(self) -> bool:
+        """It is not in one piece, in one process."""
+        return self.shards * self.replicas > 1
 
     def definition(self) -> dict[str, Any]:
         """Return what is not the default, as it is stored with the index."""

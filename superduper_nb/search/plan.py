@@ -16,8 +16,9 @@ from toolz import partition_all
 
 from superduper_nb.errors import DeadlineError, InvalidInputError
 from superduper_nb.search.ids import id_key
-from superduper_nb.search.index import Hits, VectorIndex
 from superduper_nb.search.measures import Floats
+from superduper_nb.search.scoring import Hits
+from superduper_nb.search.searchable import Searchable
 from superduper_nb.search.stages import Stages
 
 __all__ = ["Hints", "Matching", "Plan", "check_filter", "planned", "planned_many", "said"]
@@ -140,7 +141,7 @@ class Hints:
             self._shares.pop(next(iter(self._shares), b""), None)
 
 
-def planned(index: VectorIndex, matching: Matching | None, query: Floats, n: int, *, exact: bool, hints: Hints) -> Plan:
+def planned(index: Searchable, matching: Matching | None, query: Floats, n: int, *, exact: bool, hints: Hints) -> Plan:
     """Search; under a filter, take the cheaper of two complete ways.
 
     Where many documents match, the best candidates are tested against the filter until `n` have passed: they are in
@@ -157,7 +158,7 @@ def planned(index: VectorIndex, matching: Matching | None, query: Floats, n: int
 
 
 def planned_many(
-    index: VectorIndex, matching: Matching | None, queries: Sequence[Floats], n: int, *, exact: bool, hints: Hints
+    index: Searchable, matching: Matching | None, queries: Sequence[Floats], n: int, *, exact: bool, hints: Hints
 ) -> list[Plan]:
     """Search for many at a time, as `planned` does for one: the candidates of all are tested in one go."""
     if matching is None:
@@ -176,7 +177,7 @@ def planned_many(
     ]
 
 
-def _probed(index: VectorIndex, matching: Matching, query: Floats, n: int, hints: Hints) -> Plan | None:
+def _probed(index: Searchable, matching: Matching, query: Floats, n: int, hints: Hints) -> Plan | None:
     probe = _first_probe(matching, n, hints)
     while probe <= _LAST_PROBE and probe < len(index):
         candidates = index.search(query, probe)

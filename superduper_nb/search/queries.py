@@ -12,8 +12,8 @@ from superduper_nb.documents.codec import Codec
 from superduper_nb.documents.paths import BASE, get_path
 from superduper_nb.errors import InvalidInputError, ModelError, NotFoundError
 from superduper_nb.models.apply import ItemError
-from superduper_nb.search.index import VectorIndex
 from superduper_nb.search.measures import Floats, Measure, check_query
+from superduper_nb.search.searchable import Searchable
 from superduper_nb.search.values import Like, SearchRequest, examples
 
 __all__ = ["QueryVectors"]
@@ -30,7 +30,7 @@ class QueryVectors:
         The semantic index.
     version : int
         Of its first model: a query must meet vectors of the very version that made them.
-    index : VectorIndex
+    index : Searchable
         Its vectors.
     codec : Codec
         Reads the objects in examples.
@@ -42,7 +42,7 @@ class QueryVectors:
         self,
         component: Component,
         version: int,
-        index: VectorIndex,
+        index: Searchable,
         codec: Codec,
         encode: Callable[[str, list[Any], int | None], list[Any]],
     ) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Final
 from bson import Timestamp
 
 from superduper_nb.errors import DeadlineError
-from superduper_nb.search.live import LiveIndex
+from superduper_nb.search.searchable import Following
 
 __all__ = ["Shelf", "Wanted"]
 
@@ -44,7 +44,7 @@ class Wanted:
     name: Name
     definition: str
     version: int
-    make: Callable[[], LiveIndex]
+    make: Callable[[], Following]
     pending: Callable[[], int]
     after: Timestamp | None
     timeout: float
@@ -69,8 +69,8 @@ class _Place:
     """
 
     definition: str
-    live: LiveIndex
-    next: LiveIndex | None = None
+    live: Following
+    next: Following | None = None
     since: float = field(default_factory=time.monotonic)
     users: int = 0
     used: float = 0.0
@@ -79,9 +79,9 @@ class _Place:
     @property
     def idle(self) -> bool:
         """It may go: nobody is at it, and it comes back as it is."""
-        return not self.users and not self.leaving and self.next is None and self.live.ready
+        return not (self.users or self.leaving or self.next) and self.live.nbytes > 0 and self.live.ready
 
-    def all(self) -> list[LiveIndex]:
+    def all(self) -> list[Following]:
         """Return both."""
         return [self.live] if self.next is None else [self.live, self.next]
 
@@ -109,7 +109,7 @@ class Shelf:
         self._mover: threading.Thread | None = None
 
     @contextmanager
-    def using(self, wanted: Wanted) -> Iterator[LiveIndex]:
+    def using(self, wanted: Wanted) -> Iterator[Following]:
         """Hold the index that answers now, so that it stays in memory meanwhile.
 
         Raises
@@ -139,7 +139,7 @@ class Shelf:
             live.close()
         return place
 
-    def _place(self, wanted: Wanted) -> tuple[_Place, list[LiveIndex]]:
+    def _place(self, wanted: Wanted) -> tuple[_Place, list[Following]]:
         """Return the place with what is needed in it, and the indexes that are not needed any more."""
         place = self._places.get(wanted.name)
         if place is None or place.definition != wanted.definition:
@@ -153,20 +153,20 @@ class Shelf:
         place.since = time.monotonic()
         return place, [] if beside is None else [beside]
 
-    def _whole(self, place: _Place, following: LiveIndex, wanted: Wanted) -> bool:
+    def _whole(self, place: _Place, following: Following, wanted: Wanted) -> bool:
         """Say whether the next index holds all that it will.
 
         Who has waited for the new version's jobs (and so asks `after` them) waits for the index, too.
         """
         if wanted.pending() or (wanted.after is None and not following.ready):
             return False
-        following.wait(wanted.after, wanted.timeout)
+        following.seeing(wanted.after, wanted.timeout)
         # Between the new version's record and the jobs it brings there is a moment in which nothing is pending. Then
         # some documents are still the old version's; also later, where jobs were cancelled, but that is not awaited.
-        complete = len(following.index) >= len(place.live.index) or not following.older_left()
+        complete = following.size >= place.live.size or not following.older_left()
         return complete or time.monotonic() - place.since > _GRACE_S
 
-    def _swap(self, name: Name, place: _Place, following: LiveIndex) -> None:
+    def _swap(self, name: Name, place: _Place, following: Following) -> None:
         with self._lock:
             if self._places.get(name) is not place or place.next is not following:
                 return
@@ -182,7 +182,7 @@ class Shelf:
             return self._total()
 
     def _total(self) -> int:
-        return sum(live.index.nbytes for place in self._places.values() for live in place.all())
+        return sum(live.nbytes for place in self._places.values() for live in place.all())
 
     def _leaving(self, name: Name) -> bool:
         place = self._places.get(name)
@@ -252,7 +252,7 @@ class Shelf:
                 live.close(keep=live is place.live)
 
 
-def _started(make: Callable[[], LiveIndex]) -> LiveIndex:
+def _started(make: Callable[[], Following]) -> Following:
     live = make()
     live.start()
     return live

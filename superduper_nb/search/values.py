@@ -223,6 +223,8 @@ class SearchReply:
         ``group``.
     index : str
         The semantic index that answered.
+    partial : bool
+        Shards were lost and are being loaded again: what they hold was not found (``lost="partial"`` of the index).
     """
 
     ids: list[Any]
@@ -235,3 +237,4 @@ class SearchReply:
     index: str
     survivors: int = 0
     stages_ms: Mapping[str, float] = field(default_factory=dict)
+    partial: bool = False

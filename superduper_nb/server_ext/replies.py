@@ -68,6 +68,7 @@ class SearchReply(_Reply):
     took_ms: float
     stages_ms: dict[str, float] = Field(description="Parts of it: encode, search, filter, text, group.")
     index: str
+    partial: bool = Field(description="Shards are being loaded again: what they hold was not found.")
 
 
 class IndexReply(_Reply):

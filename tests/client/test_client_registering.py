@@ -131,6 +131,9 @@ def test_how_an_index_is_kept(findable: sd.Collection[Any]) -> None:
         ({"depth": 1}, "depth=1.*from 10 to 10000"),
         ({"depth": True}, "depth=True"),
         ({"compact": 1}, "compact=1"),
+        ({"shards": 0}, "shards=0.*from 1 to 256"),
+        ({"replicas": 2.0}, "replicas=2.0"),
+        ({"lost": "never"}, "lost='never'.*'wait' or 'partial'"),
         ({"kind": "exact", "compact": True}, "don't combine"),
     ],
 )
