@@ -36,6 +36,8 @@ API: Final = "superduper/api/v1/"
 BSON: Final = "application/bson"
 
 _QUICK_S: Final = 30.0
+_HINT_S: Final = 2.0
+"""What only saves time must not cost much of it, where a server has stopped to answer."""
 _SEARCH_S: Final = 60.0
 _PREDICT_S: Final = 120.0
 _CONNECTIONS: Final = 32
@@ -164,7 +166,7 @@ class RemoteServices(Generic[Reply, Prediction]):
 
     def notify(self, database: str, jobs: Collection[str]) -> None:
         """Say that new jobs were written in a database; the server finds out which."""
-        self._call("POST", "jobs", {"database": database})
+        self._call("POST", "jobs", {"database": database}, timeout=_HINT_S)
 
     def close(self) -> None:
         """Close the connections; what was submitted is let to its end."""

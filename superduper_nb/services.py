@@ -345,7 +345,10 @@ class LocalServices(_Engines):
         return self._pool.describe()
 
     def _mongodb_status(self) -> dict[str, Any]:
-        return super()._mongodb_status() | {"embedded": self._mongod is not None}
+        status = super()._mongodb_status() | {"embedded": self._mongod is not None}
+        if self._mongod is not None and status["state"] != "running":
+            status["error"] = self._mongod.status()["error"] or status["error"]
+        return status
 
 
 def _mongodb(config: Config, undo: contextlib.ExitStack) -> tuple[Mongod | None, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from superduper_nb.errors import DeadlineError, Interrupted, JobCancelledError, JobFailedError, NotFoundError
@@ -112,7 +113,8 @@ class Job:
     def _ended(self, timeout: float | None) -> dict[str, Any]:
         deadline = None if timeout is None else time.monotonic() + timeout
         pause = _POLL_FIRST_S
-        self._workspace.services.notify(self._workspace.name, [self.id])
+        with suppress(DeadlineError):  # the server is busy, and finds it without this
+            self._workspace.services.notify(self._workspace.name, [self.id])
         while (record := self.record)["state"] not in FINAL_STATES:
             if deadline is not None and time.monotonic() > deadline:
                 done, total, _ = self.progress

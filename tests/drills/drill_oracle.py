@@ -14,7 +14,7 @@ from pymongo.errors import PyMongoError
 
 from superduper_nb.errors import SuperduperError
 from superduper_nb.jobs.watchers import Watcher
-from tests.drills.drill_rig import DATABASE, Rig, eventually
+from tests.drills.drill_rig import DATABASE, Rig
 from tests.jobs.job_world import GOOD, Effects, Oracle, World
 
 BATCH: Final = 50
@@ -37,8 +37,8 @@ class Writer(threading.Thread):
 
     Parameters
     ----------
-    docs : superduper_nb.Collection
-        Where.
+    docs : pymongo.collection.Collection
+        Where: through our client, or as a program writes that knows nothing of us.
     start, count : int
         Its identifiers: so many from there on.
     seconds : float
@@ -76,17 +76,26 @@ class Count:
         self._oracle = Oracle(world, watcher, lambda x: codec.encode_as("vector", embed(x)))
         self._effects = Effects(world.database, watcher)
 
-    def all_ended(self, timeout: float) -> None:
-        """Wait until no job is under way."""
-        eventually(lambda: not self._jobs.count_documents(_in("pending", "running")), "all jobs have ended", timeout)
+    def settle(self, timeout: float = 240) -> float:
+        """Wait until no job is under way and no output is wrong, or no longer; return the seconds that it took."""
+        begun = time.monotonic()
+        while time.monotonic() - begun < timeout and not self._settled():
+            time.sleep(0.5)
+        return time.monotonic() - begun
 
-    def wrong(self, writers: Sequence[Writer], **options: Any) -> dict[str, int]:
+    def _settled(self) -> bool:
+        try:
+            return not self._jobs.find_one(_in("pending", "running")) and not self._oracle.check(())["wrong"]
+        except PyMongoError:
+            return False
+
+    def wrong(self, writers: Sequence[Writer], known: Iterable[int] = ()) -> dict[str, int]:
         """Count what is wrong; a document that was attempted and not acknowledged may be there or not."""
-        acknowledged = set[int]().union(*(writer.acknowledged for writer in writers))
+        acknowledged = set(known).union(*(writer.acknowledged for writer in writers))
         attempted = set[int]().union(*(writer.attempted for writer in writers))
         unknown = [document["_id"] for document in self._docs.find({"_id": {"$in": list(attempted - acknowledged)}})]
         return {
-            **self._oracle.check([*acknowledged, *unknown], **options),
+            **self._oracle.check([*acknowledged, *unknown]),
             **self._effects.count(),
             "unsuccessful": self._jobs.count_documents(_in("failed", "blocked", "cancelled")),
         }

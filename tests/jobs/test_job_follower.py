@@ -103,12 +103,20 @@ def test_what_happened_while_nobody_followed_is_caught_up(
     until(lambda: oracle.check(range(1, 50)) == GOOD, 30)
 
 
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        pytest.param(lambda token: f"82{'00' * 21}", id="unreadable"),
+        pytest.param(lambda token: f"825F5E1000{token[10:]}", id="of 2020, long gone from the oplog"),
+    ],
+)
 def test_where_the_place_is_lost_everything_is_looked_at(
-    world: World, oracle: Oracle, follow: Callable[[], Follower]
+    world: World, oracle: Oracle, follow: Callable[[], Follower], spoil: Callable[[str], str]
 ) -> None:
-    world.docs.insert_many([{"_id": i, "x": i} for i in range(50)])
-    lost = {"_data": "8263" + "00" * 20}
-    world.database["_sddb.follow"].insert_one({"_id": "outputs", "token": lost})
+    with world.docs.watch() as stream:
+        world.docs.insert_many([{"_id": i, "x": i} for i in range(50)])
+        token = next(stream)["_id"]["_data"]
+    world.database["_sddb.follow"].insert_one({"_id": "outputs", "token": {"_data": spoil(token)}})
     follow()
     until(lambda: oracle.check(range(50)) == GOOD, 30)
     world.docs.insert_one({"_id": 50, "x": 50})  # and it follows again
