@@ -171,6 +171,11 @@ class FindingCollection(WritingCollection[_DocumentType]):
         }
         return handed_out(found, reply, hidden=hidden)
 
+    def decoded(self, documents: Iterable[Any]) -> list[_DocumentType]:
+        """Return documents that were read with ``raw=True`` as they come without it."""
+        read = self._workspace.reader(self.codec_options)
+        return list(documents) if read is None else read(documents)
+
     def evaluate(
         self,
         semantic_index: str,

@@ -15,6 +15,7 @@ from superduper_nb.magics.command import Command
 from superduper_nb.magics.operators import check_reading
 from superduper_nb.magics.reading import NEAREST, aggregate_options, distinct_options, find_one_options, find_options
 from superduper_nb.widgets.explanation import Explanation
+from superduper_nb.widgets.lazy import Decoded
 from superduper_nb.widgets.listing import Note, Values
 from superduper_nb.widgets.results import Document, Facts, Result
 
@@ -36,15 +37,16 @@ def find(call: Call) -> Any:
     started = time.perf_counter()
     limit = options.get("limit", 0)
     one_more = {"limit": limit + 1} if limit else {}  # tells whether there are more
-    cursor = call.collection.find(filter, **options | one_more)
-    documents = list(cursor)
+    cursor = call.collection.find(filter, **options | one_more, raw=True)
+    stored = list(cursor)
     facts = Facts(query=_query(call, "find", options), source=call.source, words=search_words(filter, options))
     if (reply := cursor.reply) is not None:
         searched = {name: getattr(reply, name) for name in ("index", "strategy", "candidates", "pending")}
         facts = replace(facts, **searched)
-    elif limit and len(documents) > limit:
+    elif limit and len(stored) > limit:
         facts = replace(facts, more=True, total=None if call.args.skip else _total(call.collection, filter))
-    return _shown(call, documents[: limit or None], replace(facts, took_ms=_since(started)))
+    documents = Decoded(stored[: limit or None], call.collection.decoded)
+    return _shown(call, documents, replace(facts, took_ms=_since(started)))
 
 
 def _explained(call: Call, filter: Mapping[str, Any], options: Mapping[str, Any]) -> Explanation:
@@ -180,7 +182,7 @@ def _since(started: float) -> float:
     return (time.perf_counter() - started) * 1000
 
 
-def _shown(call: Call, documents: list[dict[str, Any]], facts: Facts) -> Any:
+def _shown(call: Call, documents: Sequence[dict[str, Any]], facts: Facts) -> Any:
     form = call.args.form
     result = Result(
         documents, facts=facts, limit=call.options.display_limit, layout="gallery" if form == "gallery" else "table"

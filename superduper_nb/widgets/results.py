@@ -10,6 +10,7 @@ from typing import Any, Final, Literal, overload
 from superduper_nb.widgets import columns, export, html
 from superduper_nb.widgets.clean import shorten, visible
 from superduper_nb.widgets.grid import Grid, grid, grid_text
+from superduper_nb.widgets.lazy import Decoded
 from superduper_nb.widgets.plot import ScorePlot, score_plot
 from superduper_nb.widgets.values import Cell, is_vector
 
@@ -82,7 +83,8 @@ class Result(Sequence[dict[str, Any]]):
     Parameters
     ----------
     documents : iterable of dict
-        The documents; those of a similarity search have ``_score``.
+        The documents; those of a similarity search have ``_score``. `Decoded` ones stay as they are stored until they
+        are looked at.
     facts : Facts
         How they were found.
     layout : {"table", "gallery"}
@@ -99,7 +101,7 @@ class Result(Sequence[dict[str, Any]]):
         layout: Layout = "table",
         limit: int = MOST_ROWS,
     ) -> None:
-        self._documents = list(documents)
+        self._documents = documents if isinstance(documents, Decoded) else list(documents)
         self.facts = facts or Facts()
         self.layout: Layout = layout
         self._limit = min(max(limit, 1), MOST_ROWS)

@@ -16,6 +16,7 @@ from bson.binary import BinaryVectorDtype
 from PIL import Image
 
 from superduper_nb.errors import InvalidInputError
+from superduper_nb.widgets.lazy import Decoded
 from superduper_nb.widgets.results import MOST_ROWS, Document, Facts, Result
 from tests.widgets.payloads import foreign_parts, shown_text
 
@@ -43,6 +44,28 @@ def test_a_result_is_a_sequence_of_its_documents() -> None:
     assert documents[2] in result
     with pytest.raises(IndexError):
         result[5]
+
+
+def test_documents_are_decoded_when_they_are_looked_at_and_once() -> None:
+    looked: list[int] = []
+
+    def decode(documents: list[Any]) -> list[Any]:
+        looked.extend(document["_id"] for document in documents)
+        return [{**document, "decoded": True} for document in documents]
+
+    result = Result(Decoded([{"_id": i} for i in range(500)], decode), limit=3)
+    assert len(result) == 500
+    assert looked == []
+    assert "3 shown of 500 documents" in repr(result)
+    assert looked == [0, 1, 2]
+    assert result[-1] == {"_id": 499, "decoded": True}
+    assert result[-1] is result[499]
+    assert [document["_id"] for document in result[1:4]] == [1, 2, 3]
+    assert looked == [0, 1, 2, 499, 3]
+    with pytest.raises(IndexError):
+        result[500]
+    assert len(result.to_pandas()) == 500
+    assert sorted(looked) == list(range(500))
 
 
 def test_conversions(tmp_path: Any) -> None:
