@@ -60,7 +60,8 @@ def test_cancel_ends_a_wait_and_retry_releases_what_was_blocked(two: Jobs, docs:
 
 
 def test_a_write_succeeds_while_the_notebook_server_is_away(client: sd.Client[Any], docs: Docs, stored: Any) -> None:
-    client._use(RemoteServices("http://127.0.0.1:1/", "token", carried=_carried()), "a server that is gone", Config())
+    gone = RemoteServices("http://127.0.0.1:1/", "token", carried=_carried(client))
+    client._use(gone, "a server that is gone", Config())
     jobs = docs.insert_many([{"_id": 1, "text": "one"}, {"_id": 2, "text": "two"}]).jobs
     assert stored.count_documents({}) == 2
     assert jobs["length/text"].record["hold"] is None  # whoever comes next may begin

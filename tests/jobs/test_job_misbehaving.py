@@ -86,10 +86,10 @@ class HangingPool(ThreadPool):
     def subscribe(self, topic: str, handler: Callable[[dict[str, Any]], None]) -> None:
         self._handler = handler
 
-    def submit(self, key: str, function: Callable[..., Any], *args: Any, priority: int = 0) -> Any:
+    def submit(self, key: str, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
         if self._hangs(args[2]):
             self._handler({"key": key, "stuck": True})
-        return super().submit(key, function, *args, priority=priority)
+        return super().submit(key, function, *args, **options)
 
     def _tell_and_die(self, ids: list[Any]) -> BaseException | None:
         return lost_worker() if self._hangs(ids) else None
