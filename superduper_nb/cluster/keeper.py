@@ -11,7 +11,6 @@ import argparse
 import os
 import resource
 import select
-import shutil
 import signal
 import socket
 import subprocess
@@ -40,8 +39,6 @@ STEADY_S = 5.0
 """A mongod that served for this long is restarted at once, others after a pause that doubles."""
 MAX_PAUSE_S = 3.0
 """With the start itself it stays below the 5 s for which clients wait for a server."""
-LITTLE_ROOM = 16 * 2**20
-"""Bytes; below, the disk is called full."""
 OPEN_FILES = 64_000
 """What MongoDB's manual recommends for mongod."""
 
@@ -140,7 +137,6 @@ class Keeper:
         self._short_lives = 0 if served > STEADY_S else self._short_lives + 1
         self._still_births = 0 if served else self._still_births + 1
         state = "failed" if self._still_births > 1 else "restarting"
-        reason += full_disk(self._folder.root)
         self._report(state=state, pid=None, restarts=self._state.restarts + 1, error=reason)
         end = time.monotonic() + (min(MAX_PAUSE_S, 0.05 * 2**self._short_lives) if self._short_lives else 0)
         while self._wanted() and (left := end - time.monotonic()) > 0:
@@ -189,12 +185,6 @@ def end_orphan(db: Path) -> None:
             for process in alive:
                 process.kill()
                 process.wait()
-
-
-def full_disk(folder: Path) -> str:
-    """Say so where there is no room left, which keeps mongod from saying it in its log."""
-    left = shutil.disk_usage(folder).free
-    return f"; the disk of {folder} is full" if left < LITTLE_ROOM else ""
 
 
 def describe_end(process: subprocess.Popen[bytes]) -> str:
