@@ -69,6 +69,11 @@ class SuperduperError(Exception):
 class Interrupted(KeyboardInterrupt):
     """Somebody pressed stop while this package waited or worked."""
 
+    @classmethod
+    def waiting_for(cls, job: str) -> Interrupted:
+        """Return what tells that only the waiting has ended."""
+        return cls(f"job {job} goes on; jobs[{job!r}].cancel() stops it.")
+
     def _render_traceback_(self) -> list[str] | None:
         """Tell IPython to show one line."""
         return _one_line(self)

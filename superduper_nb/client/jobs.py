@@ -100,7 +100,7 @@ class Job:
         except Interrupted:
             raise
         except KeyboardInterrupt as error:
-            raise Interrupted(f"job {self.id} goes on; jobs[{self.id!r}].cancel() stops it.") from error
+            raise Interrupted.waiting_for(self.id) from error
         self._workspace.mark()
         if record["state"] == "succeeded":
             return self

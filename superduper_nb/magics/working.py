@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
+from superduper_nb.errors import Interrupted
 from superduper_nb.magics.call import Call
 from superduper_nb.magics.command import Command
 from superduper_nb.magics.connecting import live_option
@@ -46,9 +47,14 @@ def wait(call: Call) -> None:
         return
     deadline = None if call.args.timeout is None else time.monotonic() + call.args.timeout
     view = JobsView(chosen)
-    view.show()
-    for job in chosen:
-        job.wait(None if deadline is None else max(deadline - time.monotonic(), 0.0))
+    try:
+        view.show()
+        for job in chosen:
+            job.wait(None if deadline is None else max(deadline - time.monotonic(), 0.0))
+    except Interrupted:
+        raise
+    except KeyboardInterrupt as error:  # what waits is in sight before the waiting begins
+        raise Interrupted.waiting_for(chosen[0].id) from error
     view.ended.wait(LAST_PICTURE_S)
 
 
