@@ -134,6 +134,9 @@ jupyter superduper --config config.json     # as the file says
         return build_services(self.load_config(), self.events, self._loop)
 
     async def _start_jupyter_server_extension(self, serverapp: ServerApp) -> None:
+        from superduper_nb.server_ext.routes import come_first
+
+        come_first(serverapp.web_app)
         self._loop = asyncio.get_running_loop()
         self.engine.start()
 

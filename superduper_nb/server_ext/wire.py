@@ -79,7 +79,7 @@ def _load_bson(body: bytes) -> dict[str, Any]:
 
 def _load_json(body: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(body.decode("utf-8"), object_pairs_hook=_object, parse_constant=_no_constant)
+        value = _DECODER.decode(body.decode("utf-8"))
     except InvalidInputError:
         raise
     except RecursionError:
@@ -105,6 +105,9 @@ def _object(pairs: Sequence[tuple[str, Any]]) -> Any:
 
 def _no_constant(name: str) -> NoReturn:
     raise InvalidInputError(f'The body holds {name}, which is no JSON: write {{"$numberDouble": "{name}"}}.')
+
+
+_DECODER: Final = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_constant)
 
 
 def _check_storable(value: Mapping[str, Any]) -> None:

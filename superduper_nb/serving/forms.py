@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
@@ -40,10 +39,10 @@ def write_outputs(form: Form, outputs: Sequence[Any], encode: Encode) -> Any:
     return _json(stored) if form == "json" else _bson({"outputs": stored})
 
 
-def reply(form: Form, outputs: bytes, **fields: Any) -> bytes:
+def reply(form: Form, outputs: bytes, **fields: float) -> bytes:
     """Return the reply that holds written outputs and some fields of plain numbers, without reading them again."""
     if form == "json":
-        return b'{"outputs": %b, %b' % (outputs, json.dumps(fields).encode()[1:])
+        return b'{"outputs": %b, %b' % (outputs, to_json(fields)[1:])
     # A BSON document is its length, its elements and a zero byte.
     elements = outputs[4:-1] + bson.encode(fields)[4:-1]
     return (len(elements) + 5).to_bytes(4, "little") + elements + b"\0"

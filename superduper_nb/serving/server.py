@@ -35,6 +35,7 @@ from superduper_nb.serving.values import (
     Types,
     UnreadBody,
 )
+from superduper_nb.serving.waiting import running_loop
 
 __all__ = ["ModelServer"]
 
@@ -205,7 +206,7 @@ class ModelServer:
     def _accept(self, request: Request) -> Future[Any]:
         with self._lock:  # what is accepted before close() sets its flag is answered
             self._start()
-            if _running_loop() is self._loop:
+            if running_loop() is self._loop:
                 self._dispatcher.accept(request)
             else:
                 self._loop.call_soon_threadsafe(self._dispatcher.accept, request)
@@ -292,13 +293,6 @@ def _asked(body: Body | UnreadBody, form: Form) -> tuple[wire.Asked, int | None]
 def _size(body: Body | UnreadBody) -> int:
     """Return how many inputs a body counts for in the queue; the longer an unread one is, the more."""
     return len(body.inputs) if isinstance(body, Body) else 1 + len(body.data) // _INPUT_BYTES
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
 
 
 def _pickled(inputs: list[Any]) -> bytes:

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from bson.binary import Binary, BinaryVectorDtype
 
+from superduper_nb.server_ext.routes import ROUTES
+
 QUERY = {"database": "shop", "collection": "products", "semantic_index": "meaning"}
 
 
@@ -23,6 +25,13 @@ async def test_status_tells_state_and_nothing_secret(running: Any, ask: Any, sta
     assert answer.body["instance"] == running.instance_id
     assert answer.body["components"]["mongodb"]["where"] == "127.0.0.1:1"
     assert "s3cr3t" not in answer.raw.decode()
+
+
+async def test_our_paths_are_tried_first_and_hide_no_others(running: Any, jp_serverapp: Any, jp_fetch: Any) -> None:
+    first = jp_serverapp.web_app.default_router.rules[0].target.rules
+    assert {route.handler for route in ROUTES} <= {rule.target for rule in first}
+    assert (await jp_fetch("api/status")).code == 200
+    assert (await jp_fetch("api/kernelspecs")).code == 200
 
 
 async def test_search_by_each_kind_of_query(running: Any, ask: Any, start: SimpleNamespace) -> None:

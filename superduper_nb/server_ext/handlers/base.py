@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
 from jupyter_server.auth.decorator import authorized as jupyter_authorized
 from jupyter_server.auth.identity import IdentityProvider, PasswordIdentityProvider
+from jupyter_server.base.call_context import CallContext
 from jupyter_server.base.handlers import APIHandler, JupyterHandler
 from jupyter_server.extension.handler import ExtensionHandlerMixin
 from pydantic import BaseModel
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 __all__ = ["ApiBase", "ApiHandler", "Operation", "UnknownHandler", "Work", "authorized", "operation"]
 
 _JUPYTERS_PROVIDERS: Final = (IdentityProvider, PasswordIdentityProvider)
+_JUPYTERS_MODULES: Final = frozenset({IdentityProvider.__module__, JupyterHandler.__module__})
 _JUPYTERS_OWN: Final = frozenset({"token", "no_track_activity", "_xsrf", "_"})
 """Query parameters that mean something to Jupyter, or to caches."""
 
@@ -142,6 +144,11 @@ def authorized(*, action: str, resource: str) -> Callable[[Verb], Verb]:
     return cast("Callable[[Verb], Verb]", jupyter_authorized(action=action, resource=resource))
 
 
+def _written_in(method: Callable[..., Any]) -> str | None:
+    """Return the module that holds a method's code; `functools.wraps` makes ``__module__`` say another one."""
+    return getattr(method, "__globals__", {}).get("__name__")
+
+
 class ApiBase(ExtensionHandlerMixin, JupyterHandler):
     """For handlers of the API, whatever their protocol."""
 
@@ -157,14 +164,16 @@ class ApiBase(ExtensionHandlerMixin, JupyterHandler):
         super().initialize(name)
         self.template = template
 
-    @property
+    @functools.cached_property
     def app(self) -> SuperduperApp:
         """The extension."""
         return cast("SuperduperApp", self.extensionapp)
 
     async def prepare(self, **options: Any) -> None:
         """Refuse strangers and foreign pages, before any body is read."""
-        self._recognise_program()
+        if self._shows_the_token():
+            self._let_in()
+            return
         await super().prepare(**options)
         if self.request.method == "OPTIONS":
             return
@@ -186,22 +195,39 @@ class ApiBase(ExtensionHandlerMixin, JupyterHandler):
             allowed.add(host)
         return True
 
-    def _recognise_program(self) -> None:
-        """Let all programs that show the server's token be one user, instead of a new one with a new cookie each time.
+    def _shows_the_token(self) -> bool:
+        """Say whether this is a program with the server's token, on a server where Jupyter's own code decides on that.
 
-        The token is compared in every request. Browsers (they have cookies) and identity providers that are not
-        Jupyter's own are left to the provider.
+        Then, and only then, it is certain what Jupyter's `prepare` would come to. Browsers (they have cookies), tokens
+        in a URL, passwords, and whatever others have put in the place of Jupyter's methods take the ordinary way.
         """
         provider, headers = self.identity_provider, self.request.headers
-        own_way = type(provider) in _JUPYTERS_PROVIDERS and "Cookie" not in headers
-        shown = own_way and provider.auth_header_pat.match(headers.get("Authorization", ""))
-        if not shown or not provider.token or "token" in self.request.query_arguments:
-            return
-        if compare_digest(shown[2].encode(), provider.token.encode()):
-            if self.app.program is None:
-                self.app.program = provider.generate_anonymous_user(self)
-            self._jupyter_current_user = self.app.program
-            self._token_authenticated = True
+        if type(provider) not in _JUPYTERS_PROVIDERS or "Cookie" in headers or "token" in self.request.arguments:
+            return False
+        shown = provider.auth_header_pat.match(headers.get("Authorization", ""))
+        right = shown and provider.token and compare_digest(shown[2].encode(), provider.token.encode())
+        return bool(right) and self._is_jupyters_own(provider)
+
+    def _is_jupyters_own(self, provider: IdentityProvider) -> bool:
+        """Say whether all that decides in Jupyter's `prepare` is written there: some replace it (JupyterHub did)."""
+        letting_in = (JupyterHandler.prepare, APIHandler.prepare, self.get_current_user, self.check_xsrf_cookie)
+        knowing = (provider.get_user, provider.get_user_token, provider.get_token)
+        trusting = (provider.is_token_authenticated, provider.should_check_origin)
+        return all(_written_in(method) in _JUPYTERS_MODULES for method in (*letting_in, *knowing, *trusting))
+
+    def _let_in(self) -> None:
+        """Do what of Jupyter's `prepare` remains for a request with the right token, which no cookie can forge.
+
+        All programs are one user, instead of a new one with a new cookie each time.
+        """
+        CallContext.set(CallContext.JUPYTER_HANDLER, self)
+        if not self.check_host():
+            raise web.HTTPError(403)
+        if self.app.program is None:
+            self.app.program = self.identity_provider.generate_anonymous_user(self)
+        self.current_user = self._jupyter_current_user = self.app.program
+        self._token_authenticated = True
+        self.set_cors_headers()
 
     def compute_etag(self) -> None:
         """Give answers no hash of themselves: nobody asks for the same one again."""
@@ -340,6 +366,7 @@ class ApiBase(ExtensionHandlerMixin, JupyterHandler):
 
     def on_finish(self) -> None:
         """Count the request."""
+        self._task = None  # whose context holds this handler: only the garbage collector would find the two
         method = self.request.method if self.request.method in self.SUPPORTED_METHODS else "other"
         REQUEST_SECONDS.labels(f"{method} {self.template}", self.get_status()).observe(self.request.request_time())
         super().on_finish()

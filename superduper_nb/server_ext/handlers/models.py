@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any, Final
 
@@ -16,6 +15,7 @@ from superduper_nb.server_ext.streaming import EVENTS, last, piece
 from superduper_nb.server_ext.wire import BSON, dump
 from superduper_nb.serving import Body, Form, Prediction, UnreadBody
 from superduper_nb.serving.forms import reply
+from superduper_nb.serving.waiting import answer_of
 
 __all__ = ["LoadHandler", "ModelsHandler", "PredictHandler", "StreamHandler", "UnloadHandler"]
 
@@ -39,7 +39,7 @@ class _Asking(ApiHandler):
     async def asked(self, work: Work[Asked, NoQuery], form: Form) -> Prediction:
         """Wait for what the model server answers to a request."""
         name, timeout = (work.path["database"], work.path["model"]), self.app.predict_timeout
-        return await asyncio.wrap_future(work.services.ask(*name, work.body, form=form, timeout=timeout))
+        return await answer_of(work.services.ask(*name, work.body, form=form, timeout=timeout))
 
 
 class PredictHandler(_Asking):
@@ -68,7 +68,7 @@ class StreamHandler(ApiHandler):
         stream = work.services.open(*name, work.body, form=form, timeout=timeout)
         try:
             while not stream.done:
-                part = await asyncio.wrap_future(stream.part())
+                part = await answer_of(stream.part())
                 began = True
                 yield b"".join(piece(form, written) for written in part.pieces)
             yield last(form, "end", {"version": stream.version})
