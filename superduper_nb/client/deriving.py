@@ -10,16 +10,20 @@ from pymongo.typings import _DocumentType
 
 from superduper_nb.client.filters import encoded_filter
 from superduper_nb.client.finding import FindingCollection
-from superduper_nb.client.jobs import Jobs
+from superduper_nb.client.jobs import Jobs, Layout
 from superduper_nb.components.store import check_identifier
 from superduper_nb.components.validation import ValidationStore
 from superduper_nb.errors import InvalidInputError
+from superduper_nb.jobs import NewJob
 from superduper_nb.jobs.backfill import matching
+from superduper_nb.jobs.layouts import LayoutStore
 from superduper_nb.jobs.upkeep import WHOLE_COLLECTION, new_jobs
+from superduper_nb.search.reading import current_outputs
 
 __all__ = ["DerivingCollection"]
 
 _MAX_NEIGHBOURS: Final = 1000
+_MAX_POINTS: Final = 1_000_000
 
 
 class DerivingCollection(FindingCollection[_DocumentType]):
@@ -128,6 +132,58 @@ class DerivingCollection(FindingCollection[_DocumentType]):
                 ) from error
 
         return split
+
+    def lay_out(
+        self,
+        semantic_index: str,
+        filter: Mapping[str, Any] | None = None,
+        *,
+        limit: int = 100_000,
+        begin: bool = True,
+    ) -> Layout:
+        """Lay documents out in a plane by UMAP, those near each other that the index finds near, by a job.
+
+        Parameters
+        ----------
+        semantic_index : str
+            Which vectors.
+        filter : mapping, optional
+            Only documents that match it.
+        limit : int, default 100 000
+            So many of them, at most.
+        begin : bool, default True
+            False: where jobs run in this process, the first `wait` runs it, not this call.
+
+        Returns
+        -------
+        Layout
+            The job; its `places()`, when it has ended. They are kept for two weeks. It needs the extra ``map`` where
+            jobs run.
+
+        Raises
+        ------
+        InvalidInputError
+            Fewer than three documents match and have a vector: a plane needs three.
+        """
+        if type(limit) is not int or not 3 <= limit <= _MAX_POINTS:
+            raise InvalidInputError(f"limit={limit!r:.80}: it must be a whole number from 3 to {_MAX_POINTS}.")
+        workspace, within = self._workspace, self._checked(filter)
+        index = workspace.store.get("semantic_index", semantic_index, collection=self.name)
+        query = {"$and": [current_outputs(workspace.loader, index), within]}
+        count = workspace.store.database[self.name].count_documents(query, limit=limit)
+        if count < 3:
+            raise InvalidInputError(f"{count} documents match and have a vector: a layout needs three.")
+        job = NewJob("layout", f"layout {index.id}", self.name, index.id, {"ids": ["a plane"]}, count)
+        LayoutStore(workspace.store.database).plan(job.id, within, limit)
+        workspace.jobs.create([job])
+        if begin:
+            workspace.started({job.name: job.id})
+        return Layout(workspace, job.id)
+
+    def layout(self, job: str) -> Layout:
+        """Return a layout that was begun before, by its job's identifier."""
+        LayoutStore(self._workspace.store.database).run(job)
+        return Layout(self._workspace, job)
 
     def download(self, filter: Mapping[str, Any] | None = None) -> Jobs:
         """Fetch content that is named by URL and not there yet.

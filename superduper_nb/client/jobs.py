@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any, Final
 from superduper_nb.errors import DeadlineError, Interrupted, JobCancelledError, JobFailedError, NotFoundError
 from superduper_nb.jobs import FINAL_STATES
 from superduper_nb.jobs.duplicates import PairStore
+from superduper_nb.jobs.layouts import LayoutStore
 
 if TYPE_CHECKING:
     from superduper_nb.client.workspace import Workspace
+    from superduper_nb.search.measures import Floats
 
-__all__ = ["Duplicates", "Job", "JobList", "Jobs"]
+__all__ = ["Duplicates", "Job", "JobList", "Jobs", "Layout"]
 
 _POLL_FIRST_S: Final = 0.005
 _POLL_LAST_S: Final = 0.25
@@ -175,6 +177,21 @@ class Duplicates(Job):
         """What a pair had to score: `min_score`, or more where there were more pairs than the limit."""
         run = PairStore(self._workspace.store.database).run(self.id)
         return float(run.get("least", run["min_score"]))
+
+
+class Layout(Job):
+    """Documents as points of a plane: a job, and what it computed."""
+
+    def places(self) -> tuple[list[Any], Floats]:
+        """Return the ``_id`` of each document, and an array of shape (n, 2).
+
+        Raises
+        ------
+        JobFailedError, DeadlineError
+            As `wait`; it is waited for.
+        """
+        self.wait()
+        return LayoutStore(self._workspace.store.database).read(self.id)
 
 
 class Jobs(Mapping[str, Job]):

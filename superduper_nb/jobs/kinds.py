@@ -12,6 +12,7 @@ from superduper_nb.documents.download import DownloadPolicy
 from superduper_nb.errors import InvalidInputError, NotFoundError
 from superduper_nb.jobs.downloads import DownloadWork
 from superduper_nb.jobs.duplicates import DuplicatesWork
+from superduper_nb.jobs.layouts import LayoutWork
 from superduper_nb.jobs.neighbours import NeighboursWork
 from superduper_nb.jobs.outputs import Control, Outcome, Refresh
 from superduper_nb.jobs.training import TrainingWork
@@ -48,11 +49,12 @@ KINDS: Final[dict[str, Callable[[Database[Any], Loader, Record, DownloadPolicy],
     "download": _download,
     "neighbours": lambda database, loader, job, policy: NeighboursWork(database, loader, job),
     "duplicates": lambda database, loader, job, policy: DuplicatesWork(database, loader, job),
+    "layout": lambda database, loader, job, policy: LayoutWork(database, loader, job),
     "training": lambda database, loader, job, policy: TrainingWork(database, loader, job),
 }
 """For each kind, how its work is made of the database, its components, the job's record and what may be fetched."""
 
-WHOLE: Final = frozenset({"duplicates", "neighbours", "training"})
+WHOLE: Final = frozenset({"duplicates", "layout", "neighbours", "training"})
 """Kinds whose work is one piece that lasts: a lost worker means another attempt, for which nobody else has to wait."""
 
 

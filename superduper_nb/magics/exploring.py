@@ -60,7 +60,7 @@ def _map_options(parser: Parser) -> None:
     parser.add_argument("--index", metavar="ID", help="whose vectors; needed where the collection has several")
     parser.add_argument("--label", metavar="FIELD", help="shown when a point is pointed at; default: the indexed field")
     parser.add_argument("--color", metavar="FIELD", help="colours the points")
-    parser.add_argument("--layout", choices=LAYOUTS, default="pca", help="umap is computed in the background")
+    parser.add_argument("--layout", choices=LAYOUTS, default="pca", help="umap is computed by a job")
 
 
 _EXPLORE: Final = """
@@ -74,7 +74,8 @@ _MAP: Final = """
   %sddb map --color brand --layout umap -o seen
 
 Draw a lasso (press the mouse a moment, then move): seen.filter is the filter for what is inside, seen.documents() what
-it finds. In Python: superduper_nb.widgets.map.EmbeddingMap(docs, …). Needs the extra map.""".lstrip("\n")
+it finds. The layout is computed by seen.job; seen.job.cancel() ends it, and the principal components stay.
+In Python: superduper_nb.widgets.map.EmbeddingMap(docs, …). Needs the extra map.""".lstrip("\n")
 
 COMMANDS: Final = (
     Command("explore", explore, "look around: more like this", _explore_options, "may", target=True, examples=_EXPLORE),

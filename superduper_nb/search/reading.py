@@ -35,16 +35,31 @@ def current_outputs(loader: Loader, index: Component) -> dict[str, Any]:
     return {"$and": [current, index.definition["filter"]]} if index.definition["filter"] else current
 
 
-def read_vectors(collection: Collection[dict[str, Any]], loader: Loader, index: Component) -> tuple[list[Any], Floats]:
+def read_vectors(
+    collection: Collection[dict[str, Any]],
+    loader: Loader,
+    index: Component,
+    *,
+    filter: Mapping[str, Any] | None = None,
+    limit: int = 0,
+) -> tuple[list[Any], Floats]:
     """Return the identifiers of the documents of an index, in their order, and an array of their vectors.
 
     What is no vector, of another dimension than the first, or under cosine without a direction, is left out.
+
+    Parameters
+    ----------
+    filter : mapping, optional
+        Only of documents that match it.
+    limit : int, default 0
+        Of the first so many; 0: of all.
     """
     path = output_path(index.definition["keys"][0], index.definition["models"][0])
     directed = index.definition["measure"] == "cosine"
     ids: list[Any] = []
     rows: list[Floats] = []
-    found = collection.find_raw_batches(current_outputs(loader, index), {path: 1}, batch_size=_BATCH, sort=[("_id", 1)])
+    query = {"$and": [current_outputs(loader, index), dict(filter or {})]}
+    found = collection.find_raw_batches(query, {path: 1}, batch_size=_BATCH, sort=[("_id", 1)], limit=limit)
     for batch in found:
         for some, vectors in _blocks(cast("bytes", batch), path, collection):
             keep = np.isfinite(vectors).all(axis=1) & (vectors.any(axis=1) | (not directed))

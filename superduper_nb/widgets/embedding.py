@@ -1,12 +1,12 @@
-"""Vectors of a collection as points of a plane: read, and laid out by principal components or UMAP."""
+"""Vectors of a collection, with what is told of their documents: what a map shows."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from importlib import import_module
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
+from superduper_nb.documents.paths import token_path
 from superduper_nb.errors import InvalidInputError, NotFoundError
 from superduper_nb.widgets.clean import shorten, spell, visible
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float32]
 
-__all__ = ["LIMIT", "Points", "principal", "read_points", "umap"]
+__all__ = ["LIMIT", "Points", "read_points"]
 
 LIMIT: Final = 100_000
 LABEL: Final = 120
@@ -39,6 +39,8 @@ class Points:
         What to show when one is pointed at.
     groups : list of str
         Values of the field that colours them; empty where there is none.
+    semantic_index : str
+        Whose vectors they are.
     model, key : str
         What the output is of.
     """
@@ -47,8 +49,24 @@ class Points:
     vectors: Floats
     labels: list[str]
     groups: list[str]
+    semantic_index: str
     model: str
     key: str
+
+    def among(self, ids: Sequence[Any]) -> tuple[Points, list[int]]:
+        """Return those of some documents, and for each its place among `ids`."""
+        from superduper_nb.search.ids import id_key
+
+        at = {id_key(id): place for place, id in enumerate(ids)}
+        kept = [n for n, id in enumerate(self.ids) if id_key(id) in at]
+        some = replace(
+            self,
+            ids=[self.ids[n] for n in kept],
+            vectors=self.vectors[kept],
+            labels=[self.labels[n] for n in kept],
+            groups=[self.groups[n] for n in kept] if self.groups else [],
+        )
+        return some, [at[id_key(id)] for id in some.ids]
 
 
 def read_points(
@@ -69,16 +87,17 @@ def read_points(
     """
     import numpy as np
 
-    from superduper_nb.documents.paths import get_path, output_path, token_path
+    from superduper_nb.documents.paths import get_path, output_path
     from superduper_nb.search.vectors import stored_vector
 
-    model, key, version = _source(collection, semantic_index)
+    index, model, key, query = _source(collection, semantic_index)
     output, token = output_path(key, model), token_path(model, key)
     label = label or key
     shown = {path: 1 for path in (label, color) if path and path != "_base"}
-    query = {"$and": [dict(filter or {}), {f"{token}.v": version}]}
+    query = {"$and": [dict(filter or {}), query]}
     ids, vectors, labels, groups = [], [], [], []
-    for document in collection.find(query, {output: 1, token: 1, **_apart(shown)}, raw=True, limit=limit):
+    fields = {output: 1, token: 1, **_apart(shown)}
+    for document in collection.find(query, fields, raw=True, limit=limit, sort=[("_id", 1)]):
         if (vector := stored_vector(get_path(document, output))) is None:
             continue
         ids.append(document["_id"])
@@ -91,7 +110,7 @@ def read_points(
             f"{len(ids)} documents of {collection.full_name} match and have a vector of {model!r} on {key!r}: a map "
             "needs three. %sddb jobs tells whether they are still computed."
         )
-    return Points(ids, np.stack(vectors), labels, groups, model, key)
+    return Points(ids, np.stack(vectors), labels, groups, index, model, key)
 
 
 def _apart(paths: Mapping[str, int]) -> dict[str, int]:
@@ -99,65 +118,21 @@ def _apart(paths: Mapping[str, int]) -> dict[str, int]:
     return {path: 1 for path in paths if not any(path.startswith(f"{other}.") for other in paths)}
 
 
-def _source(collection: Collection[dict[str, Any]], semantic_index: str | None) -> tuple[str, str, int]:
+def _source(collection: Collection[dict[str, Any]], semantic_index: str | None) -> tuple[str, str, str, dict[str, Any]]:
+    """Return an index, the model and the key of its vectors, and the filter for the documents that carry one."""
     known = list(collection.semantic_indexes)
     if semantic_index is None and len(known) != 1:
         told = f"{collection.full_name} has {', '.join(known) or 'none'}"
         raise InvalidInputError(f"a map is of one semantic index, and {told}: name one (--index, semantic_index=).")
-    facts = collection.semantic_indexes.describe(semantic_index or known[0])
+    index: str = known[0] if semantic_index is None else semantic_index
+    facts = collection.semantic_indexes.describe(index)
     model, key = facts["models"][0], facts["keys"][0]
-    return model, key, collection.database.models.describe(model)["version"]
+    models: Mapping[str, Any] = collection.models.describe(model)
+    current = {f"{token_path(model, key)}.v": models["version"]}
+    within = facts.get("filter") or {}
+    return index, model, key, {"$and": [current, within]} if within else current
 
 
 def _told(value: Any) -> str:
     text = value if isinstance(value, str) else "" if value is None else spell(value)
     return " ".join(visible(shorten(text, LABEL)).split())
-
-
-def principal(vectors: Floats) -> tuple[Floats, float]:
-    """Return the first two principal components, and the share of the variance that they hold."""
-    import numpy as np
-
-    centred = vectors - vectors.mean(axis=0)
-    if centred.shape[1] == 1:
-        centred = np.hstack([centred, np.zeros_like(centred)])
-    values, axes = np.linalg.eigh(centred.T @ centred)
-    first = axes[:, [-1, -2]]
-    first = first * np.where(np.take_along_axis(first, np.abs(first).argmax(axis=0)[None], 0) < 0, -1, 1)
-    share = float(values[-2:].sum() / total) if (total := values.sum()) > 0 else 1.0
-    return (centred @ first).astype(np.float32), share
-
-
-def umap(vectors: Floats) -> Floats:
-    """Return UMAP's layout: neighbours stay neighbours.
-
-    Raises
-    ------
-    InvalidInputError
-        The package is missing.
-    """
-    import warnings
-
-    import numpy as np
-
-    try:
-        package = import_module("umap")
-    except ImportError:
-        raise InvalidInputError("this layout needs umap-learn: pip install 'superduper-nb[map]'.") from None
-    # More than 50 components change no neighbours and take most of the time.
-    reduced = vectors if vectors.shape[1] <= 50 else _reduced(vectors, 50)
-    neighbours = min(15, len(vectors) - 1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it tells of its own threads and spectra
-        laid = package.UMAP(n_neighbors=neighbours, init="pca" if len(vectors) > 50 else "random").fit_transform(
-            reduced
-        )
-    return np.asarray(laid, dtype=np.float32)
-
-
-def _reduced(vectors: Floats, dimensions: int) -> Floats:
-    import numpy as np
-
-    centred = vectors - vectors.mean(axis=0)
-    _, axes = np.linalg.eigh(centred.T @ centred)
-    return np.asarray(centred @ axes[:, -dimensions:], dtype=np.float32)

@@ -8,13 +8,15 @@ from importlib import import_module
 from threading import Thread
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from superduper_nb.errors import InvalidInputError, did_you_mean
+from superduper_nb.errors import InvalidInputError, JobCancelledError, SuperduperError, did_you_mean
 from superduper_nb.widgets import html
-from superduper_nb.widgets.embedding import LIMIT, Points, principal, read_points, umap
+from superduper_nb.widgets.embedding import LIMIT, Points, read_points
+from superduper_nb.widgets.progress import JobsView
 from superduper_nb.widgets.results import Facts, Result
 
 if TYPE_CHECKING:
     from superduper_nb.client import Collection
+    from superduper_nb.client.jobs import Layout as LayoutJob
 
 __all__ = ["LAYOUTS", "EmbeddingMap", "Layout"]
 
@@ -26,13 +28,15 @@ _SHADES: Final = " ·░▒▓█"
 _COLUMNS, _ROWS = 64, 18
 _MOST_COLORS: Final = 20
 _VIEWS: Final = "superduper_nb.widgets.views"
+_PLANE: Final = "superduper_nb.search.plane"
 
 
 class EmbeddingMap:
     """Documents as points of a plane.
 
-    The principal components are there at once; UMAP's layout is computed in the background and takes their place.
-    Without jupyter-scatter (the extra ``map``), or a notebook, the map is a text.
+    The principal components are there at once; UMAP's layout is a job, and takes their place when it has ended. Without
+    a notebook server a thread runs it here. Without jupyter-scatter (the extra ``map``), or a notebook, the map is a
+    text.
 
     Parameters
     ----------
@@ -50,6 +54,11 @@ class EmbeddingMap:
         How they are laid out.
     limit : int
         Most points.
+
+    Attributes
+    ----------
+    job : Layout or None
+        What computes the layout, where one was asked for: ``map.job.cancel()``.
     """
 
     def __init__(
@@ -70,12 +79,15 @@ class EmbeddingMap:
             collection, filter, semantic_index=semantic_index, label=label, color=color, limit=limit
         )
         self.layout: Layout = "pca"
-        self.xy, self._share = principal(self.points.vectors)
+        self.xy, self._share = import_module(_PLANE).principal(self.points.vectors)
         self._scatter: Any = None
         self._parts: tuple[Any, ...] = ()
-        self._problem = ""
+        self._problem, self._progress_shown = "", False
         self._thread = Thread(target=self._lay_out, name="superduper-layout", daemon=True)
+        self.job: LayoutJob | None = None
         if layout == "umap":
+            index = self.points.semantic_index
+            self.job = collection.lay_out(index, filter, limit=limit or LIMIT, begin=False)
             self._thread.start()
 
     def __len__(self) -> int:
@@ -122,6 +134,9 @@ class EmbeddingMap:
         still = {"text/plain": repr(self), "text/html": html.note_html(repr(self))}
         if not html.in_notebook():
             return still
+        if self.job is not None and self._thread.is_alive() and not self._progress_shown:
+            self._progress_shown = True
+            JobsView([self.job], delay=0.0, offer=0.0).show()
         try:
             self._drawn()
             shown = self._parts[-1]._repr_mimebundle_() or {}
@@ -133,9 +148,10 @@ class EmbeddingMap:
     def _drawn(self) -> Any:
         if self._scatter is None:
             self._scatter = scatter = self._made()
-            theme = import_module(_VIEWS).PageTheme()
+            theme, widgets = import_module(_VIEWS).PageTheme(), import_module("ipywidgets")
             theme.observe(lambda change: self._paint(scatter, dark=change["new"]), "dark")
-            self._parts = scatter.widget, theme, import_module("ipywidgets").VBox([scatter.widget, theme])
+            caption = widgets.HTML(html.note_html(self._told()))
+            self._parts = scatter.widget, theme, caption, widgets.VBox([scatter.widget, theme, caption])
         return self._scatter
 
     def _made(self) -> Any:
@@ -167,21 +183,30 @@ class EmbeddingMap:
         return frame
 
     def _lay_out(self) -> None:
+        assert self.job is not None  # it is what the thread is for
         try:
-            self.xy, self.layout = umap(self.points.vectors), "umap"
-        except Exception as error:  # a thread has nobody to raise to; the principal components stay
+            ids, places = self.job.places()
+            self.points, at = self.points.among(ids)
+            self.xy, self.layout = places[at], "umap"
+        except JobCancelledError:
+            self._problem = "the better layout was cancelled"
+        except SuperduperError as error:  # a thread has nobody to raise to; the principal components stay
+            self._problem = f"the better layout failed ({error})"
+        except Exception as error:
             log.warning("the layout failed", exc_info=True)
-            self._problem = f"the layout failed ({type(error).__name__}: {error})"
-            return
+            self._problem = f"the better layout failed ({type(error).__name__}: {error})"
         if self._scatter is not None:
-            self._scatter.data(self._frame(), reset_scales=True, animate=True)
+            if self.layout == "umap":
+                self._scatter.data(self._frame(), reset_scales=True, animate=True)
+            self._parts[2].value = html.note_html(self._told(busy=False))
 
-    def _told(self) -> str:
+    def _told(self, busy: bool | None = None) -> str:
         how = "UMAP" if self.layout == "umap" else f"principal components, {self._share:.0%} of the variance"
         points = self.points
         what = f"{len(self):,} documents of {self._collection.full_name} by {points.model} on {points.key}"
-        busy = "UMAP is being computed" if self._thread.is_alive() else self._problem
-        return " · ".join(part for part in (what, how, busy) if part)
+        computing = self._thread.is_alive() if busy is None else busy
+        more = "UMAP is being computed" if computing else self._problem
+        return " · ".join(part for part in (what, how, more) if part)
 
     def _shaded(self) -> list[str]:
         """Return the density of the points as lines of shades."""

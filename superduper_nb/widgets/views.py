@@ -31,7 +31,8 @@ class PageTheme(anywidget.AnyWidget):
 
 
 def close(*views: Any) -> None:
-    """Close widgets with their layouts, which ipywidgets keeps alive otherwise."""
+    """Close widgets with their layouts and styles, which ipywidgets keeps alive otherwise."""
     for view in views:
-        view.layout.close()
-        view.close()
+        for part in (view, view.layout, getattr(view, "style", None)):
+            if part is not None:
+                part.close()

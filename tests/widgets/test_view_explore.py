@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from superduper_nb.errors import InvalidInputError, NotFoundError
+from superduper_nb.errors import InvalidInputError, JobCancelledError, NotFoundError
+from superduper_nb.search import plane
 from superduper_nb.widgets import html
 from superduper_nb.widgets.explore import Explorer
 from superduper_nb.widgets.listing import Note
@@ -119,7 +121,7 @@ def test_a_map_is_as_dark_as_its_page(docs: Any, notebook: None) -> None:  # noq
     pytest.importorskip("jscatter")
     seen = EmbeddingMap(docs)
     seen._repr_mimebundle_()
-    view, theme, _ = seen._parts
+    view, theme, *_ = seen._parts
     assert list(view.background_color) == [1, 1, 1, 1]
     theme.set_state({"dark": True})  # as the page does
     assert max(view.background_color[:3]) < 0.1
@@ -128,11 +130,11 @@ def test_a_map_is_as_dark_as_its_page(docs: Any, notebook: None) -> None:  # noq
 
 
 @pytest.mark.drill
-def test_a_better_layout_takes_the_place_of_the_first(docs: Any, notebook: None) -> None:  # noqa: F811
+def test_a_better_layout_is_a_job_and_takes_the_place_of_the_first(docs: Any, notebook: None) -> None:  # noqa: F811
     pytest.importorskip("umap")
     manifold = pytest.importorskip("sklearn.manifold")
     docs.insert_many([{"text": f"thing{a} stuff{b}"} for a in range(12) for b in range(12)])
-    seen = EmbeddingMap(docs, layout="umap")
+    seen = EmbeddingMap(docs, {"price": {"$exists": False}}, layout="umap")
     assert seen.layout == "pca"
     shown = seen._repr_mimebundle_()
     assert "UMAP is being computed" in shown["text/plain"]
@@ -140,9 +142,60 @@ def test_a_better_layout_takes_the_place_of_the_first(docs: Any, notebook: None)
     seen.wait(120)
     assert seen.layout == "umap"
     assert "UMAP is being" not in repr(seen)
+    assert "· UMAP" in seen._parts[2].value
     assert not np.array_equal(first, seen._scatter.widget.points)
     assert manifold.trustworthiness(seen.points.vectors, seen.xy, n_neighbors=5) > 0.8
     seen.close()
+    job = docs.jobs[seen.job.id]
+    assert (job.record["kind"], job.status, job.progress) == ("layout", "succeeded", (144, 144, 0))
+    assert "of" in job.record["note"]
+    found, places = docs.layout(job.id).places()
+    assert found == seen.points.ids
+    np.testing.assert_array_equal(places, seen.xy)
+    docs.delete_one({"_id": found[0]})
+    again = EmbeddingMap(docs, layout="pca")
+    kept, at = again.points.among(found)
+    assert (kept.ids, at[0]) == (found[1:], 1)
+    again.close()
+
+
+def test_a_layout_that_is_cancelled_leaves_the_first_and_no_process(
+    docs: Any,  # noqa: F811
+    notebook: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("umap")
+    begun = threading.Event()
+    real = plane._started
+
+    def started(*args: Any) -> Any:
+        children.append(real(*args))
+        begun.set()
+        return children[-1]
+
+    children: list[Any] = []
+    monkeypatch.setattr(plane, "_started", started)
+    seen = EmbeddingMap(docs, layout="umap")
+    assert begun.wait(20)
+    assert seen.job is not None
+    seen.job.cancel()
+    seen.wait(20)
+    assert "the better layout was cancelled" in repr(seen)
+    assert (seen.layout, seen.job.status) == ("pca", "cancelled")
+    assert children[0].poll() == -signal.SIGKILL
+    with pytest.raises(JobCancelledError):
+        seen.job.places()
+
+
+def test_a_layout_that_means_nothing_is_refused(docs: Any) -> None:  # noqa: F811
+    with pytest.raises(InvalidInputError, match="needs three"):
+        docs.lay_out("meaning", {"price": 0})
+    with pytest.raises(InvalidInputError, match="limit=2"):
+        docs.lay_out("meaning", limit=2)
+    with pytest.raises(NotFoundError):
+        docs.lay_out("nothing")
+    with pytest.raises(NotFoundError, match="two weeks"):
+        docs.layout("nothing")
 
 
 def test_a_live_view_moves_and_ends_as_a_picture(monkeypatch: pytest.MonkeyPatch, notebook: None) -> None:
