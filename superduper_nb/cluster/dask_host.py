@@ -39,6 +39,13 @@ def settings() -> dict[str, Any]:
         "distributed.worker.http.routes": [],
         "logging": {"distributed": "warning"},
         "distributed.admin.tick.limit": "1h",
+        # What Dask notes of the past, for pages and analyses that nobody has here: memory stays flat, whatever runs.
+        "distributed.admin.low-level-log-length": 50,
+        "distributed.admin.log-length": 1000,
+        "distributed.admin.system-monitor.log-length": 10,
+        "distributed.diagnostics.computations.max-history": 1,
+        "distributed.diagnostics.erred-tasks.max-history": 1,
+        "distributed.worker.profile.enabled": False,
     }
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
+from bson import ObjectId
 from job_world import GOOD, Oracle, World, descendants, until
 from pymongo import MongoClient
 
@@ -272,6 +273,21 @@ def test_the_settings_under_which_worker_deaths_are_survived_are_in_force(pool: 
     found = pool._client.run_on_scheduler(read)
     assert (found["worker-ttl"], found["allowed"]) == ("30s", 0)
     assert found["address"].startswith("tls://127.0.0.1:")
+
+
+def test_the_scheduler_keeps_nothing_of_work_that_is_done(pool: DaskPool) -> None:
+    """What a part of a job is about is a thousand identifiers: of each it kept ten kilobytes for the record."""
+    assert pool._process is not None
+    host = psutil.Process(pool._process.pid)
+
+    def run(name: str, parts: int) -> int:
+        for n in range(parts):
+            ids = [ObjectId() for _ in range(2000)]
+            assert pool.submit(f"{name}-{n}", len, ids).result(20) == 2000
+        return host.memory_info().rss
+
+    before = run("some", 55)  # its notes are full now
+    assert run("more", 60) - before < 5 * 2**20
 
 
 def test_a_hundred_printed_megabytes_are_kept_within_bounds(world: World, pool: DaskPool, dispatch: Start) -> None:
