@@ -22,6 +22,7 @@ from superduper_nb.cluster.dask import DaskPool
 from superduper_nb.cluster.mongod import Mongod, connect_options, knock, wrap_uri_errors
 from superduper_nb.components.store import COLLECTION as COMPONENTS
 from superduper_nb.components.store import ComponentStore
+from superduper_nb.components.trust import TRUST_KEY, trust_key
 from superduper_nb.config import Config, DownloadsConfig, SearchConfig
 from superduper_nb.documents.download import DownloadPolicy
 from superduper_nb.documents.types import Type
@@ -365,7 +366,6 @@ def _workers(config: Config) -> int:
 
 def _pool(config: Config, mongo_uri: str) -> DaskPool:
     settings = config.jobs
-    environment = {_MONGODB_URI: mongo_uri, **config.downloads.environment()}
     return DaskPool(
         address=settings.scheduler,
         tls=settings.certificates,
@@ -374,8 +374,15 @@ def _pool(config: Config, mongo_uri: str) -> DaskPool:
         threads=settings.threads,
         memory=_bytes(settings.memory_gb),
         resources=settings.resources,
-        environment=environment,
+        environment=_workers_environment(config, mongo_uri),
     )
+
+
+def _workers_environment(config: Config, mongo_uri: str) -> dict[str, str]:
+    """Return what workers can't know: other machines have no file with our key, and their own way to MongoDB."""
+    if config.jobs.scheduler:
+        return {TRUST_KEY: trust_key().hex()}
+    return {_MONGODB_URI: mongo_uri, **config.downloads.environment()}
 
 
 def _model_server(config: Config, mongo_uri: str, pool: DaskPool, loop: AbstractEventLoop | None) -> ModelServer:

@@ -76,7 +76,7 @@ class DaskPool:
     resources : mapping of str to float, optional
         What each worker of our own pool has to offer: ``{"GPU": 1}``.
     environment : mapping of str to str
-        Handed to the workers (where MongoDB is, for instance).
+        Handed to the workers (where MongoDB is, for instance); to those of an external scheduler over TLS only.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class DaskPool:
         resources: Mapping[str, float] | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        self._external, self._tls = address, tls
+        self._external, self._tls, self._environment = address, tls, dict(environment or {})
         self._own_threads = max(workers, max_workers or 0) * threads
         self._options = {
             "workers": workers,
@@ -99,11 +99,12 @@ class DaskPool:
             "threads": threads,
             "memory": memory,
             "resources": dict(resources or {}),
-            "environment": dict(environment or {}),
+            "environment": self._environment,
         }
         self._process: subprocess.Popen[str] | None = None
         self._client: Client | None = None
         self._lock = threading.RLock()
+        self._newcomers: dask_external.Newcomers | None = None
         self._handlers: dict[str, Callable[[dict[str, Any]], None]] = {}
         self.restarts = -1
 
@@ -142,13 +143,23 @@ class DaskPool:
         from distributed.security import Security
 
         if self._external is not None:
-            return dask_external.connect(self._external, self._tls)
+            return self._join(self._external)
         hello = self._spawn()
         security = Security(require_encryption=True, **hello["tls"])
         try:
             return Client(hello["address"], security=security, timeout=_CALL_TIMEOUT_S, set_as_default=False)
         except (OSError, TimeoutError) as error:
             raise ServiceError(f"The Dask workers do not answer ({type(error).__name__}).") from error
+
+    def _join(self, address: str) -> Client:
+        client = dask_external.connect(address, self._tls)
+        try:
+            dask_external.hand_over(client, address, self._environment)
+            self._newcomers = dask_external.Newcomers(client, address)
+        except BaseException:
+            client.close(timeout=2)
+            raise
+        return client
 
     def _spawn(self) -> dict[str, Any]:
         self._process = process = subprocess.Popen(
@@ -197,8 +208,12 @@ class DaskPool:
         ------
         InvalidInputError
             No worker has the resources: the task would wait for ever.
+        ServiceError
+            There is no cluster, or a worker that joined it runs other code.
         """
         self.start()
+        if self._newcomers:
+            self._newcomers.check()
         if resources:
             self._check_offered(resources)
         with self._lock:
@@ -208,7 +223,7 @@ class DaskPool:
         local: Future[Any] = Future()
         local.set_running_or_notify_cancel()
         local.remote = remote  # type: ignore[attr-defined]  # Dask drops a task whose future is forgotten
-        remote.add_done_callback(lambda done: _relay(done, local))
+        remote.add_done_callback(lambda done: _relay(done, local, self._newcomers))
         return local
 
     def client(self) -> Client:
@@ -292,7 +307,7 @@ class DaskPool:
         return {}
 
 
-def _relay(remote: Any, local: Future[Any]) -> None:
+def _relay(remote: Any, local: Future[Any], newcomers: dask_external.Newcomers | None) -> None:
     from distributed.comm.core import CommClosedError
     from distributed.scheduler import KilledWorker
 
@@ -303,9 +318,19 @@ def _relay(remote: Any, local: Future[Any]) -> None:
     except (CommClosedError, CancelledError, asyncio.CancelledError) as error:
         local.set_exception(PoolLostError(f"The workers' scheduler is gone ({type(error).__name__})."))
     except BaseException as error:
-        local.set_exception(error)
+        local.set_exception(_excused(error, newcomers))
     finally:
         del local.remote  # type: ignore[attr-defined]
+
+
+def _excused(error: BaseException, newcomers: dask_external.Newcomers | None) -> BaseException:
+    """Return why a task failed: what it raised, unless a worker runs other code, which may be the reason."""
+    try:
+        if newcomers:
+            newcomers.check(again=True)
+    except Exception as foreign:
+        return PoolLostError(str(foreign))
+    return error
 
 
 def _end(process: subprocess.Popen[str]) -> None:

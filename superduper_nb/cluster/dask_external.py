@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from superduper_nb.errors import ServiceError
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, WorkerPlugin
     from distributed.security import Security
 
-__all__ = ["TIMEOUT_S", "connect"]
+__all__ = ["TIMEOUT_S", "Newcomers", "connect", "hand_over"]
 
 TIMEOUT_S: Final = 20.0
 _PACKAGES: Final[Sequence[str]] = ("distributed", "superduper-nb")
+_HANDED: Final = "superduper-nb-environment"
 
 
 def connect(address: str, tls: Mapping[str, str] | None = None) -> Client:
@@ -51,6 +55,82 @@ def connect(address: str, tls: Mapping[str, str] | None = None) -> Client:
         client.close(timeout=2)
         raise
     return client
+
+
+def hand_over(client: Client, address: str, environment: Mapping[str, str]) -> None:
+    """Set environment variables in each worker, those too that join later, before they get work.
+
+    They pass through the scheduler, which keeps them: over TLS only, where certificates say who it is and who asks.
+
+    Raises
+    ------
+    ServiceError
+        A worker has another value of one already: it belongs to somebody else.
+    """
+    if not environment or not address.startswith("tls://"):
+        return
+    for worker, digests in client.run(_held, list(environment)).items():
+        for name, digest in digests.items():
+            if digest not in (None, _digest(environment[name])):
+                raise ServiceError(
+                    f"Worker {worker} has another {name} than this process: that of another installation. Give both "
+                    "the same (see docs/jobs.md), or restart the workers."
+                )
+    client.register_plugin(_handing(dict(environment)), name=_HANDED)
+
+
+def _held(names: Sequence[str]) -> dict[str, str | None]:
+    values = {name: os.environ.get(name) for name in names}
+    return {name: None if value is None else _digest(value) for name, value in values.items()}
+
+
+def _digest(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def _handing(environment: dict[str, str]) -> WorkerPlugin:
+    from distributed import WorkerPlugin
+
+    # A class of no module is pickled whole: a worker without our code, which may be there for others, has it, too.
+    class Handing(WorkerPlugin):
+        def setup(self, worker: Any) -> None:
+            import os
+
+            os.environ.update(environment)
+
+    return Handing()
+
+
+class Newcomers:
+    """Whether workers run our code that joined a cluster after we did: Dask says when one comes.
+
+    Parameters
+    ----------
+    client : distributed.Client
+        The connection.
+    address : str
+        Of the scheduler, for messages.
+    """
+
+    def __init__(self, client: Client, address: str) -> None:
+        self._client, self._address = client, address
+        self._unchecked = threading.Event()
+        self._unchecked.set()  # some may have come since we connected
+        client.subscribe_topic("all", self._heard)
+
+    def _heard(self, event: tuple[float, Any]) -> None:
+        if isinstance(event[1], dict) and event[1].get("action") == "add-worker":
+            self._unchecked.set()
+
+    def check(self, *, again: bool = False) -> None:
+        """Raise `ServiceError` while one that came runs other code; `again` asks all of them whoever came."""
+        if again or self._unchecked.is_set():
+            self._unchecked.clear()
+            try:
+                _check_versions(self._client, self._address)
+            except BaseException:
+                self._unchecked.set()
+                raise
 
 
 def _security(address: str, tls: Mapping[str, str] | None) -> Security:

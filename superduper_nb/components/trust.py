@@ -2,7 +2,7 @@
 
 Loading a pickle runs code, so one is loaded only if this installation signed it, as Jupyter does with notebooks that it
 trusts (``nbformat.sign.NotebookNotary``). The key is a file of mode 0600 in the Jupyter data folder; workers on other
-machines get it by ``SUPERDUPER_TRUST_KEY`` (hexadecimal).
+machines have it in ``SUPERDUPER_TRUST_KEY`` (hexadecimal), which is set there, or handed over by TLS.
 """
 
 from __future__ import annotations
@@ -14,18 +14,20 @@ import os
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from superduper_nb.errors import TrustError
 
-__all__ = ["sign", "trust_key", "verify"]
+__all__ = ["TRUST_KEY", "sign", "trust_key", "verify"]
 
+TRUST_KEY: Final = "SUPERDUPER_TRUST_KEY"
+"""Environment variable that holds the key where there is no file of it."""
 _KEY_BYTES = 32
 
 
 def trust_key() -> bytes:
     """Return this installation's key; make it on first use."""
-    if given := os.environ.get("SUPERDUPER_TRUST_KEY"):
+    if given := os.environ.get(TRUST_KEY):
         return bytes.fromhex(given)
     from jupyter_core.paths import jupyter_data_dir
 

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import dask
 import pytest
-from distributed import LocalCluster
+from distributed import LocalCluster, Worker
 from distributed.security import Security
 
 from superduper_nb.cluster import dask_external
-from superduper_nb.cluster.dask import DaskPool
+from superduper_nb.cluster.dask import DaskPool, PoolLostError
+from superduper_nb.components.trust import TRUST_KEY, sign, verify
 from superduper_nb.config import Config
 from superduper_nb.errors import InvalidInputError, ServiceError
 
@@ -37,6 +44,38 @@ class External:
             scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
         )
         self.address: str = self.cluster.scheduler_address
+        self._security = security
+
+    @contextmanager
+    def elsewhere(self, home: Path) -> Iterator[None]:
+        """Have one more worker, in a process that shares no files with this one, and no key."""
+        files = zip(("--tls-ca-file", "--tls-cert", "--tls-key"), self.tls.values(), strict=True)
+        options = [
+            "--no-nanny",
+            "--no-dashboard",
+            "--nthreads=1",
+            "--resources=ELSEWHERE=1",
+            f"--local-directory={home}",
+        ]
+        command = [sys.executable, "-m", "distributed.cli.dask_worker", self.address, *options, *chain(*files)]
+        environment = {name: value for name, value in os.environ.items() if name != TRUST_KEY}
+        process = subprocess.Popen(command, cwd=home, env={**environment, "JUPYTER_DATA_DIR": str(home / "jupyter")})
+        try:
+            yield
+        finally:
+            process.terminate()
+            process.wait(20)
+
+    @contextmanager
+    def another(self, worker: type[Worker] = Worker) -> Iterator[str]:
+        """Have one more worker, of another kind perhaps, and yield its address."""
+
+        async def join() -> Worker:
+            return await worker(self.address, security=self._security, nthreads=1, dashboard=False)
+
+        late = self.cluster.sync(join)
+        yield late.address
+        self.cluster.sync(late.close)
 
     def config(self) -> Config:
         """Return the settings that name it."""
@@ -58,14 +97,21 @@ def connected() -> Iterator[Callable[..., DaskPool]]:
     """Connect pools, which are closed after the test."""
     pools: list[DaskPool] = []
 
-    def connect(config: Config) -> DaskPool:
-        pools.append(DaskPool(address=config.jobs.scheduler, tls=config.jobs.certificates))
+    def connect(config: Config, **environment: str) -> DaskPool:
+        pools.append(DaskPool(address=config.jobs.scheduler, tls=config.jobs.certificates, environment=environment))
         pools[-1].start()
         return pools[-1]
 
     yield connect
     for pool in pools:
         pool.close()
+
+
+def until(look: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 30
+    while not look():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def where() -> str:
@@ -84,6 +130,22 @@ def at_once() -> int:
     count = len(_now)
     _now.pop()
     return count
+
+
+class Old(Worker):
+    """A worker of another version of our package."""
+
+    def versions(self, *args: Any, **kwargs: Any) -> Any:
+        found = super().versions(*args, **kwargs)
+        return {**found, "packages": {**found["packages"], "superduper-nb": "0.0.1"}}
+
+
+_joined = threading.Event()
+
+
+def fail_later() -> None:
+    assert _joined.wait(20)
+    raise ModuleNotFoundError("No module named 'superduper_nb'")
 
 
 def test_two_clusters_on_one_machine_each_do_their_own_work(
@@ -129,6 +191,61 @@ def test_what_is_wrong_with_certificates_is_said_in_a_line(
         DaskPool(address=mine.address, tls={**mine.tls, "tls_ca_file": "/nowhere.pem"}).start()
     with pytest.raises(ServiceError, match=f"{mine.address} does not answer.*certificate"):
         DaskPool(address=mine.address, tls=other.tls).start()
+
+
+def test_work_waits_while_a_worker_is_there_that_joined_late_with_other_code(
+    clusters: list[External], connected: Callable[..., DaskPool]
+) -> None:
+    cluster = clusters[1]
+    pool = connected(cluster.config())
+    with cluster.another():
+        assert pool.submit("beside", where).result(20) == cluster.address
+    early = pool.submit("early", fail_later)
+    with cluster.another(Old) as old:
+        _joined.set()
+        with pytest.raises(PoolLostError, match=f"worker {old} has superduper-nb 0.0.1"):
+            early.result(20)  # what it raised may be the other code's fault: to be done again
+        with pytest.raises(ServiceError, match=f"worker {old} has superduper-nb 0.0.1"):
+            pool.submit("refused", where)
+    assert pool.submit("after", where).result(20) == cluster.address
+
+
+def test_a_worker_on_another_machine_is_handed_the_key_over_tls(
+    clusters: list[External], connected: Callable[..., DaskPool], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(TRUST_KEY, "ab" * 32)
+    signature = sign(header := {"sha256": "12", "size": 3})
+    pool = connected(clusters[1].config(), **{TRUST_KEY: "ab" * 32})
+    try:
+        with clusters[1].elsewhere(tmp_path):
+            until(lambda: pool.threads() == 4)
+            assert pool.submit("verified", verify, header, signature, resources={"ELSEWHERE": 1}).result(20)
+    finally:
+        pool.client().unregister_worker_plugin("superduper-nb-environment")
+
+
+def test_workers_that_have_the_key_of_another_installation_are_refused(
+    clusters: list[External], connected: Callable[..., DaskPool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(TRUST_KEY, "ab" * 32)  # the workers are in this process
+    with pytest.raises(ServiceError, match=r"Worker \S+ has another SUPERDUPER_TRUST_KEY than this process") as refused:
+        connected(clusters[0].config(), **{TRUST_KEY: "cd" * 32})
+    assert "abab" not in str(refused.value)
+    assert "cdcd" not in str(refused.value)
+
+
+def test_without_tls_no_key_is_handed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(TRUST_KEY, raising=False)
+    options: dict[str, Any] = {"scheduler_kwargs": {"dashboard": False, "dashboard_address": "127.0.0.1:0"}}
+    with LocalCluster(
+        n_workers=1, processes=False, host="tcp://127.0.0.1", dashboard_address=None, **options
+    ) as cluster:
+        pool = DaskPool(address=cluster.scheduler_address, environment={TRUST_KEY: "ab" * 32})
+        try:
+            pool.start()
+            assert pool.submit("key", os.environ.get, TRUST_KEY).result(20) is None
+        finally:
+            pool.close()
 
 
 @pytest.mark.parametrize(
