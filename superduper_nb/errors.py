@@ -24,7 +24,8 @@ Each message says what happened, with which value, and what is allowed or how to
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import ClassVar
 
@@ -45,6 +46,7 @@ __all__ = [
     "SuperduperError",
     "TrustError",
     "did_you_mean",
+    "stoppable",
 ]
 
 
@@ -77,6 +79,17 @@ class Interrupted(KeyboardInterrupt):
     def _render_traceback_(self) -> list[str] | None:
         """Tell IPython to show one line."""
         return _one_line(self)
+
+
+@contextmanager
+def stoppable(what: str) -> Iterator[None]:
+    """Turn a press of the stop button into one line that says `what` was stopped, without the inside of a library."""
+    try:
+        yield
+    except Interrupted:
+        raise
+    except KeyboardInterrupt as error:
+        raise Interrupted(f"{what} was stopped.") from error
 
 
 def _one_line(error: BaseException) -> list[str] | None:

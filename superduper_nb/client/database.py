@@ -13,7 +13,7 @@ from superduper_nb.client.jobs import JobList, Jobs
 from superduper_nb.client.optimizing import examples_for, measured
 from superduper_nb.client.registered import Registered
 from superduper_nb.components.store import Kind, check_identifier
-from superduper_nb.errors import InvalidInputError, did_you_mean
+from superduper_nb.errors import InvalidInputError, did_you_mean, stoppable
 from superduper_nb.models.apply import check_batch_size, check_model, check_resources
 from superduper_nb.models.optimize import check_optimize
 from superduper_nb.models.signature import signature
@@ -213,7 +213,8 @@ class Database(pymongo.database.Database[_DocumentType]):
         errors : {"raise", "return"}
             When the model fails on some inputs: raise `ModelError`, or return an `ItemError` in the place of each.
         """
-        outputs: list[Any] = self._workspace.services.predict(self.name, model, list(xs), version, errors).outputs
+        with stoppable("The prediction"):
+            outputs: list[Any] = self._workspace.services.predict(self.name, model, list(xs), version, errors).outputs
         return outputs
 
     async def apredict(self, model: str, x: Any, *, version: int | None = None) -> Any:
@@ -234,7 +235,8 @@ class Database(pymongo.database.Database[_DocumentType]):
 
         Closing the iterator, or leaving it, ends the model's generator. What no generator is yields its one output.
         """
-        yield from self._workspace.services.stream(self.name, model, x, version)
+        with stoppable("The prediction"):
+            yield from self._workspace.services.stream(self.name, model, x, version)
 
     async def apredict_stream(self, model: str, x: Any, *, version: int | None = None) -> AsyncIterator[Any]:
         """Do as `predict_stream`, without holding up the event loop."""

@@ -15,7 +15,7 @@ from superduper_nb.client.jobs import Duplicates
 from superduper_nb.client.joining import Join
 from superduper_nb.client.validating import ValidationSet
 from superduper_nb.client.writing import WritingCollection
-from superduper_nb.errors import InvalidInputError
+from superduper_nb.errors import InvalidInputError, stoppable
 from superduper_nb.jobs import NewJob
 from superduper_nb.jobs.duplicates import PairStore
 from superduper_nb.search.ids import id_key
@@ -260,9 +260,9 @@ class FindingCollection(WritingCollection[_DocumentType]):
 
     def _searched(self, request: SearchRequest, filter: Mapping[str, Any] | None) -> SearchReply:
         workspace = self._workspace
-        return workspace.services.search(
-            replace(request, filter=dict(filter) if filter else None, after=workspace.after)
-        )
+        asked = replace(request, filter=dict(filter) if filter else None, after=workspace.after)
+        with stoppable("The search"):
+            return workspace.services.search(asked)
 
     def aggregate(
         self, pipeline: Any, *args: Any, n: int = 10, semantic_index: str | None = None, **kwargs: Any

@@ -11,11 +11,11 @@ from typing import Any, Final
 
 from superduper_nb.errors import (
     DeadlineError,
-    Interrupted,
     InvalidInputError,
     MongoUnavailableError,
     SuperduperError,
     did_you_mean,
+    stoppable,
 )
 from superduper_nb.widgets.clean import shorten, visible
 
@@ -45,11 +45,8 @@ def one_line(name: str) -> Iterator[None]:
     `name` is the sub-command that is at work.
     """
     try:
-        yield
-    except Interrupted:
-        raise
-    except KeyboardInterrupt as error:
-        raise Interrupted(f"%sddb {name} was stopped.") from error
+        with stoppable(f"%sddb {name}"):
+            yield
     except SuperduperError:
         raise
     except Exception as error:

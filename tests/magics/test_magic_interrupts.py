@@ -31,6 +31,15 @@ docs.insert_one({{"text": "quick"}});
 """
 
 
+STOPPED = {
+    '%%sddb find\n{"$like": {"text": "slow"}}': "search",
+    "list(docs.find({}, like={'text': 'slow'}))": "search",
+    '%%sddb predict slow\n"slow"': "prediction",
+    "docs.predict('slow', 'slow')": "prediction",
+}
+"""Magics and their Python twins, and what was stopped where stop is pressed."""
+
+
 class Kernel:
     """A kernel, and its stop button."""
 
@@ -90,10 +99,9 @@ def test_stop_ends_what_runs_in_one_line_and_the_kernel_goes_on(kernel: Kernel, 
     def at_work(_: dict[str, Any]) -> bool:
         return mark.exists()
 
-    for name, body in (("find", '{"$like": {"text": "slow"}}'), ("predict slow", '"slow"')):
+    for cell, what in STOPPED.items():
         mark.unlink(missing_ok=True)
-        told = errors(kernel.stopped(f"%%sddb {name}\n{body}", at_work))
-        assert told == [f"Interrupted: %sddb {name.split()[0]} was stopped."]
+        assert errors(kernel.stopped(cell, at_work)) == [f"Interrupted: The {what} was stopped."]
 
     mark.unlink()
     (told,) = errors(kernel.stopped('docs.insert_many([{"text": "slow"}])', at_work))
@@ -107,8 +115,13 @@ def test_stop_ends_what_runs_in_one_line_and_the_kernel_goes_on(kernel: Kernel, 
     def shown(message: dict[str, Any]) -> bool:
         return message.get("msg_type") == "display_data"
 
-    (told,) = errors(kernel.stopped("%sddb wait", shown))
-    assert told == f"Interrupted: job {job['_id']} goes on; jobs['{job['_id']}'].cancel() stops it."
+    def waits(message: dict[str, Any]) -> bool:
+        return "waits" in message.get("content", {}).get("text", "")
+
+    python = f"import threading\nthreading.Timer(0.2, print, ['waits']).start()\ndocs.jobs[{job['_id']!r}].wait()"
+    for cell, begun in (("%sddb wait", shown), (python, waits)):
+        (told,) = errors(kernel.stopped(cell, begun))
+        assert told == f"Interrupted: job {job['_id']} goes on; jobs['{job['_id']}'].cancel() stops it."
     assert JobStore(database).get(job["_id"])["state"] == "running"
 
     assert errors(kernel.run("assert len(docs.find({}, like={'text': 'quick'}).to_list()) == 1")) == []
