@@ -26,7 +26,7 @@ import bson
 import numpy as np
 from bson.binary import Binary
 from pymongo import MongoClient
-from search import embeddings, median_ms
+from vectors import mixture, queries_near
 
 from superduper_nb.cluster.mongod import Mongod
 from superduper_nb.components import ComponentStore
@@ -39,11 +39,15 @@ CONNECTIONS = 16
 TOKEN = "benchmark"
 
 
-def queries_of(vectors: np.ndarray, count: int) -> np.ndarray:
-    """Make queries near vectors."""
-    random = np.random.default_rng(1)
-    near = vectors[random.integers(0, len(vectors), count)]
-    return np.asarray(near + 0.05 * random.standard_normal(near.shape), dtype=np.float32)
+def median_ms(step: Callable[[int], Any], times: int = 41) -> float:
+    """Return the median time of a step, after one to warm up."""
+    step(0)
+    taken = []
+    for i in range(times):
+        begin = time.perf_counter()
+        step(i)
+        taken.append(time.perf_counter() - begin)
+    return float(np.median(taken)) * 1000
 
 
 def say(name: str, figure: float, unit: str, ratio: str = "") -> None:
@@ -67,7 +71,7 @@ def batch(vectors: np.ndarray) -> None:
     index = filled(vectors)
     flat = _faiss(vectors)
     for count in (16, 256):
-        queries = queries_of(vectors, count)
+        queries = queries_near(vectors, count)
         many = list(queries)
         peer = median_ms(lambda _: flat(queries), 5) / count if flat else float("nan")  # noqa: B023
         exact = median_ms(lambda _: index.search_many(many, 10, exact=True), 5) / count  # noqa: B023
@@ -93,7 +97,7 @@ def _faiss(vectors: np.ndarray) -> Callable[[np.ndarray], Any] | None:
 def single(vectors: np.ndarray) -> None:
     """Search from several threads: throughput and latency of single queries, and what a batch of them would take."""
     index = filled(vectors)
-    queries = list(queries_of(vectors, 256))
+    queries = list(queries_near(vectors, 256))
     for exact in (False, True):
         kind = "exact" if exact else index.kind
         many = median_ms(lambda _: index.search_many(queries[:16], 10, exact=exact), 9)  # noqa: B023
@@ -181,7 +185,7 @@ def _settle(describe: Callable[[], dict[str, Any]], size: int) -> None:
 
 def refined(uri: str, vectors: np.ndarray) -> None:
     """Measure each option beside the plain search."""
-    queries = queries_of(vectors, 40)
+    queries = queries_near(vectors, 40)
     options: list[dict[str, Any]] = [
         {},
         {"max_score": 0.9},
@@ -205,7 +209,7 @@ def _request(vector: Any, **options: Any) -> SearchRequest:
 
 def http(uri: str, vectors: np.ndarray) -> None:
     """Compare 16 connections to the server with 16 threads of the engine; look how others fare meanwhile."""
-    queries = queries_of(vectors, 256)
+    queries = queries_near(vectors, 256)
     with engine_of(uri, len(vectors)) as engine:
         alone = median_ms(lambda i: engine.search(_request(queries[i])), 200)
         rate, latency = _threads(lambda i: engine.search(_request(queries[i % 256])), CONNECTIONS, SECONDS)
@@ -340,7 +344,7 @@ def main() -> None:
     parser.add_argument("--dimension", type=int, default=384)
     options = parser.parse_args()
     parts = options.parts or ["batch", "single", "refined", "http"]
-    vectors = embeddings(options.rows, options.dimension)
+    vectors = mixture(options.rows, options.dimension)
     print(f"{options.rows:,} x {options.dimension}")
     for part in [batch, single]:
         if part.__name__ in parts:

@@ -1,147 +1,89 @@
-"""How quick search is: figures of one run, each with its ratio to a yardstick in the same run.
+"""How quick search is beside other libraries, on the same vectors and queries: ``python benchmarks/search.py``.
 
-Run it with ``python benchmarks/search.py [--rows 100000] [--dimension 384]``: it starts a MongoDB of its own.
+The vectors are synthetic (``--rows``, ``--dimension``), or embeddings made by ``vectors.py`` (``--embeddings FILE``).
+Other libraries are measured where their environments are: ``--install FOLDER`` makes one for each, ``--peers FOLDER``
+uses them, ``--only NAME …`` some of them. They are nobody's dependency.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import subprocess
+import sys
 import tempfile
-import time
-from collections.abc import Callable
-from functools import partial
+import venv
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bson.binary import Binary
-from pymongo.collection import Collection
-from pymongo.database import Database
+from vectors import embedded, mixture, queries_near
 
-import superduper_nb as sd
-from superduper_nb.cluster.mongod import Mongod
-from superduper_nb.search import SearchRequest
-from superduper_nb.search.index import VectorIndex
-from superduper_nb.search.measures import Measure
+HERE = Path(__file__).parent
+PACKAGES = {
+    **{"faiss knn": "faiss-cpu", "faiss hnsw": "faiss-cpu", "hnswlib": "hnswlib", "usearch": "usearch"},
+    **{"vsag": "pyvsag", "lancedb": "lancedb", "chroma": "chromadb", "qdrant": "qdrant-client"},
+}
+OURS = ("superduper_nb", "superduper_nb exact", "turbovec")
+QUERIES = 500
+ONE_THREAD = {
+    **{"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1", "LANCE_CPU_THREADS": "1"},
+    **{"TOKENIZERS_PARALLELISM": "false", "ANONYMIZED_TELEMETRY": "False"},
+}
+TIMEOUT_S = 900
 
-Figures = list[tuple[str, float, str]]
-
-
-def passing(x: Any) -> Any:
-    """Return the input: a model that costs nothing, so that the rest can be seen."""
-    return np.asarray(x, dtype=np.float32)
-
-
-def embeddings(rows: int, dimension: int) -> np.ndarray:
-    """Make vectors of about the intrinsic dimension of sentence embeddings."""
-    random = np.random.default_rng(0)
-    inner = min(96, dimension)
-    basis = random.standard_normal((inner, dimension)).astype(np.float32)
-    made = np.empty((rows, dimension), dtype=np.float32)
-    weights = np.linspace(1.5, 0.2, inner, dtype=np.float32)
-    for start in range(0, rows, 50_000):
-        part = made[start : start + 50_000]
-        part[:] = (random.standard_normal((len(part), inner)).astype(np.float32) * weights) @ basis
-        part += 0.3 * random.standard_normal(part.shape, dtype=np.float32)
-    return np.asarray(made / np.linalg.norm(made, axis=1, keepdims=True))
+Figures = dict[str, Any]
 
 
-def median_ms(step: Callable[[int], Any], times: int = 41) -> float:
-    """Return the median time of a step, after one to warm up."""
-    step(0)
-    taken = []
-    for i in range(times):
-        begin = time.perf_counter()
-        step(i)
-        taken.append(time.perf_counter() - begin)
-    return float(np.median(taken)) * 1000
+def install(folder: Path) -> None:
+    """Make an environment for each of the other libraries."""
+    for package in set(PACKAGES.values()):
+        venv.create(folder / package, with_pip=True)
+        subprocess.run([folder / package / "bin" / "pip", "install", "--quiet", "numpy", package], check=True)
 
 
-def engine(vectors: np.ndarray, queries: np.ndarray) -> Figures:
-    """Measure the index alone."""
-    index = VectorIndex(Measure("cosine"))
-    begin = time.perf_counter()
-    index.put(range(len(vectors)), vectors)
-    index.settle()
-    built = time.perf_counter() - begin
-    gemv = median_ms(lambda i: vectors @ queries[i])
-    exact = median_ms(lambda i: index.search(queries[i], 10, exact=True))
-    quick = median_ms(lambda i: index.search(queries[i], 10))
-    found = [len(set(index.search(q, 10).ids) & set(index.search(q, 10, exact=True).ids)) / 10 for q in queries]
-    return [
-        ("numpy vectors @ query", gemv, "yardstick"),
-        ("exact", exact, f"{exact / gemv:.2f} of numpy"),
-        (f"{index.kind}, recall@10 {np.mean(found):.4f}", quick, f"{quick / gemv:.3f} of numpy"),
-        ("build, codes included", built * 1000, f"{len(vectors) / built:,.0f} rows/s"),
-        ("memory, bytes of one vector", index.nbytes / len(vectors), f"{index.nbytes / vectors.nbytes:.2f} of float32"),
-    ]
+def nearest(vectors: np.ndarray, queries: np.ndarray, n: int = 10) -> np.ndarray:
+    """Return the rows of the nearest to each query, in float64."""
+    wide, found, best, start = queries.astype(np.float64), np.empty((len(queries), 0), int), None, 0
+    for part in np.array_split(vectors, max(1, len(vectors) // 20_000)):
+        scores = wide @ part.T.astype(np.float64)
+        rows = np.argpartition(-scores, n, axis=1)[:, :n]
+        scores = np.take_along_axis(scores, rows, axis=1)
+        found = np.hstack([found, rows + start])
+        best = scores if best is None else np.hstack([best, scores])
+        start += len(part)
+    return np.take_along_axis(found, np.argsort(-best, axis=1)[:, :n], axis=1)
 
 
-def end_to_end(vectors: np.ndarray, queries: np.ndarray) -> Figures:
-    """Measure `find` with MongoDB, model and documents, in one process."""
-    with tempfile.TemporaryDirectory() as folder, Mongod.attach(Path(folder), cache_gb=1.0) as mongod:
-        client = sd.connect(remote=False, mongodb={"uri": mongod.uri})
-        docs = client["bench"]["docs"]
-        docs.create_model("m", passing, type="vector")
-        docs.create_semantic_index("near", models=["m"], keys=["x"])
-        for start in range(0, len(vectors), 5000):
-            _insert(docs, vectors, start, start + 5000)
-        yardstick = _read_ms(docs)
-        begin = time.perf_counter()
-        client.services.refresh_index("bench", "docs", "near")
-        docs.find(like={"x": queries[0].tolist()}).to_list()
-        first = (time.perf_counter() - begin) * 1000
-        held = 0
-        while held != (held := client.services.describe_index("bench", "docs", "near")["bytes"]):
-            time.sleep(2)  # its codes are being made
-        figures = [
-            ("read all vectors with pymongo", yardstick, "yardstick"),
-            ("load the index, first search", first, f"{first / yardstick:.2f} of pymongo"),
-        ]
-        plain = median_ms(lambda i: list(docs.find({"_id": {"$in": list(range(i, i + 10))}})))
-        figures.append(("find 10 documents by _id", plain, "yardstick"))
-        for name, filter in (("", None), ("50 %", 0.5), ("10 %", 0.1), ("1 %", 0.01), ("0.1 %", 0.001)):
-            query = {"p": {"$lt": filter}} if filter else None
-            took = median_ms(partial(_find, docs, query, queries), 15)
-            figures.append((f"find(like=) {name}", took, f"{took / plain:.1f} x find by _id"))
-        request = SearchRequest(database="bench", collection="docs", vector=queries[0].tolist())
-        took = median_ms(lambda i: client.services.search(request))
-        figures.append(("services.search(vector=)", took, f"{took / plain:.1f} x find by _id"))
-        client.close()
-        return figures
+def measured(name: str, folder: Path, peers: Path | None) -> Figures | None:
+    """Measure one library in a process of its own; None where it is not installed, or fails."""
+    if name in OURS:
+        python = Path(sys.executable)
+    elif peers is None or not (python := peers / PACKAGES[name] / "bin" / "python").exists():
+        return None
+    command = [str(python), str(HERE / "peers" / "search_engines.py"), name, str(folder)]
+    environment = {**os.environ, **ONE_THREAD, "BENCH_FOLDER": str(folder)}
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        print(f"{name}: not done in {TIMEOUT_S} s", flush=True)
+        return None
+    if done.returncode:
+        print(f"{name}: {done.stderr.strip().splitlines()[-1]}", flush=True)
+        return None
+    figures: Figures = json.loads(done.stdout.splitlines()[-1])
+    return figures
 
 
-def _plain(docs: Any) -> Collection[dict[str, Any]]:
-    """Return the collection as pymongo's own class."""
-    return Collection(Database(docs.database.client, "bench"), "docs")
-
-
-def _insert(docs: Any, vectors: np.ndarray, start: int, stop: int) -> None:
-    """Write documents whose outputs have been computed."""
-    random = np.random.default_rng(start)
-    rows = [
-        {
-            "_id": i,
-            "p": random.random(),
-            "text": f"document {i}",
-            "_outputs": {"x": {"m": Binary(b"\x27\x00" + vectors[i].tobytes(), 9)}},
-            "_sddb": {"outputs": {"m/x": {"v": 1, "h": b"123456789012"}}},
-        }
-        for i in range(start, min(stop, len(vectors)))
-    ]
-    _plain(docs).insert_many(rows, ordered=False)
-
-
-def _find(docs: Any, filter: Any, queries: np.ndarray, i: int) -> Any:
-    return list(docs.find(filter, like={"x": queries[i]}))
-
-
-def _read_ms(docs: Any) -> float:
-    """Return how long it takes to read the bytes of all vectors through pymongo, the quickest way there is."""
-    begin = time.perf_counter()
-    for _ in _plain(docs).find_raw_batches({}, {"_outputs.x.m": 1}, batch_size=2000):
-        pass
-    return (time.perf_counter() - begin) * 1000
+def row(name: str, figures: Figures, ours: Figures) -> str:
+    """Return a line of the table."""
+    batch = f"{figures['batch']:.3f}" if "batch" in figures else "-"
+    insert = f"{figures['insert']:,.0f}" if "insert" in figures else "-"
+    return (
+        f"| {name} | {figures['build']:.1f} s | {figures['recall']:.4f} | {figures['p50']:.2f} / {figures['p99']:.2f} "
+        f"| {figures['p50'] / ours['p50']:.2f} | {batch} | {insert} |"
+    )
 
 
 def main() -> None:
@@ -149,14 +91,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--dimension", type=int, default=384)
+    parser.add_argument("--embeddings", type=Path)
+    parser.add_argument("--peers", type=Path)
+    parser.add_argument("--install", type=Path)
+    parser.add_argument("--only", nargs="*")
     options = parser.parse_args()
-    vectors = embeddings(options.rows, options.dimension)
-    random = np.random.default_rng(1)
-    queries = vectors[random.integers(0, len(vectors), 60)]
-    queries = (queries + 0.05 * random.standard_normal(queries.shape)).astype(np.float32)
-    print(f"{options.rows:,} x {options.dimension}")
-    for name, figure, ratio in engine(vectors, queries) + end_to_end(vectors, queries):
-        print(f"{name:<40} {figure:10.2f}   {ratio}")
+    if options.install:
+        install(options.install)
+    if options.embeddings:
+        vectors, queries = embedded(options.embeddings, QUERIES)
+    else:
+        vectors = mixture(options.rows, options.dimension)
+        queries = queries_near(vectors, QUERIES)
+    print(f"{len(vectors):,} x {vectors.shape[1]}, {options.embeddings.stem if options.embeddings else 'synthetic'}")
+    print("| library | build | recall@10 | median / p99 ms | / ours | batch of 256, ms a query | inserts a second |")
+    print("|---|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        parts = {"vectors": vectors, "queries": queries, "truth": nearest(vectors, queries)}
+        for name, part in parts.items():
+            np.save(Path(folder) / f"{name}.npy", part)
+        ours: Figures | None = None
+        for name in [*OURS, *PACKAGES]:
+            if options.only and name not in (OURS[0], *options.only):
+                continue
+            figures = measured(name, Path(folder), options.peers or options.install)
+            if figures is not None:
+                ours = ours or figures
+                print(row(name, figures, ours), flush=True)
 
 
 if __name__ == "__main__":
