@@ -10,7 +10,7 @@ import contextlib
 import os
 import platform
 from asyncio import AbstractEventLoop
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future
 from functools import cache, partial
 from typing import Any, Final, Protocol
@@ -145,6 +145,14 @@ class _Engines:
     def search(self, request: SearchRequest) -> SearchReply:
         """Find the nearest of the documents that match."""
         return self._search.search(request)
+
+    def search_each(self, requests: Sequence[SearchRequest]) -> list[SearchReply | Exception]:
+        """Answer requests that go together; see `SearchEngine.search_each`."""
+        return self._search.search_each(requests)
+
+    def index_figures(self) -> list[dict[str, Any]]:
+        """Return what each index did and how it is, in numbers."""
+        return self._search.figures()
 
     def indexes(self) -> list[dict[str, Any]]:
         """List the indexes in memory."""

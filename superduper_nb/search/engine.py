@@ -2,36 +2,31 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from bson import Timestamp
 from pymongo import MongoClient
-from pymongo.collection import Collection
-from pymongo.database import Database
-from pymongo.errors import InvalidName
 
 from superduper_nb.cluster.dask import DaskPool
-from superduper_nb.components.cache import CachedStore
-from superduper_nb.components.store import Component, ComponentStore
-from superduper_nb.errors import InvalidInputError, NotFoundError
-from superduper_nb.models.loading import Loader
+from superduper_nb.components.store import Component
+from superduper_nb.errors import InvalidInputError
+from superduper_nb.search.figures import Figures
 from superduper_nb.search.finding import Finding
-from superduper_nb.search.measures import BUILTIN, Floats, Measure
-from superduper_nb.search.options import IndexOptions
+from superduper_nb.search.measures import Floats
 from superduper_nb.search.plan import Hints, Matching, Plan
 from superduper_nb.search.queries import QueryVectors
 from superduper_nb.search.refine import Groups
+from superduper_nb.search.registered import Registered, chosen, watcher_of
 from superduper_nb.search.searchable import Following, Searchable
 from superduper_nb.search.shelf import Shelf, Wanted
 from superduper_nb.search.spec import IndexSpec
 from superduper_nb.search.stages import Stages
 from superduper_nb.search.text import by_words
-from superduper_nb.search.together import Together
 from superduper_nb.search.values import SearchReply, SearchRequest
 
 __all__ = ["SearchEngine"]
@@ -76,12 +71,9 @@ class SearchEngine:
         pool: DaskPool | None = None,
     ) -> None:
         self._client, self._encode, self._pending, self._snapshots = client, encode, pending, snapshots
-        self._lock = threading.Lock()
-        self._known: dict[str, Loader] = {}
-        self._looks: dict[str, Together[None, None]] = {}
-        """Whether something new is registered: asked once for all searches that came meanwhile."""
+        self._registered = Registered(client)
         self._shelf, self._pool = Shelf(memory), pool
-        self._hints = Hints()
+        self._hints, self._figures = Hints(), Figures()
         self._counted: dict[tuple[str, str, str], tuple[Timestamp | None, float, int]] = {}
 
     # --- the service ---------------------------------------------------------------------------------------------
@@ -100,45 +92,78 @@ class SearchEngine:
         ModelError
             The model failed on the query.
         """
-        stages = Stages()
-        known = self._asked(request.database)
-        matching = self._matching(request, stages)
-        component = _chosen(known.store, request)
-        with self._shelf.using(self._wanted(request.database, component, request.after)) as live:
-            index = live.seeing(request.after, _LOAD_TIMEOUT_S)
-            return self._found(request, component, live.version, index, matching, stages)
-
-    def _found(
-        self,
-        request: SearchRequest,
-        component: Component,
-        version: int,
-        index: Searchable,
-        matching: Matching | None,
-        stages: Stages,
-    ) -> SearchReply:
-        """Search in an index."""
-        with stages("encode"):
-            queries = self._queries(request.database, component, version, index).of(request)
-        finding = Finding(request, index, matching, self._hints, stages)
-        with stages("search"):
-            found = finding.batch(queries) if request.many else [self._refined(finding, component, queries[0])]
+        component, plans, stages, partial = self._searched(request)
         return SearchReply(
-            **_columns(found, many=request.many),
-            strategy=found[0].strategy,
-            candidates=sum(plan.candidates for plan in found),
-            survivors=sum(plan.survivors for plan in found),
-            pending=self._pending_lately(request, component),
-            took_ms=stages.took_ms,
-            stages_ms=stages.ms,
-            index=component.id,
-            partial=index.missing > 0,
+            **_columns(plans, many=request.many),
+            candidates=sum(plan.candidates for plan in plans),
+            survivors=sum(plan.survivors for plan in plans),
+            **self._said(request, component, plans[0], stages, partial),
         )
+
+    def search_each(self, requests: Sequence[SearchRequest]) -> list[SearchReply | Exception]:
+        """Answer requests of one `SearchRequest.company` in one go, each as `search` would.
+
+        Returns
+        -------
+        list of SearchReply or Exception
+            What `search` returns, or raises.
+        """
+        if len(requests) == 1:
+            return [self._outcome(requests[0])]
+        first = requests[0]
+        vectors: Any = [request.vector for request in requests]
+        try:
+            component, plans, stages, partial = self._searched(replace(first, vector=vectors))
+        except InvalidInputError:  # whose vector it is, each learns alone
+            return list(map(self._outcome, requests))
+        except Exception as error:
+            return [error] * len(requests)
+        said = self._said(first, component, plans[0], stages, partial)
+        return [
+            SearchReply(**_columns([plan], many=False), candidates=plan.candidates, survivors=plan.survivors, **said)
+            for plan in plans
+        ]
+
+    def _outcome(self, request: SearchRequest) -> SearchReply | Exception:
+        try:
+            return self.search(request)
+        except Exception as error:
+            return error
+
+    def _searched(self, request: SearchRequest) -> tuple[Component, list[Plan], Stages, bool]:
+        """Search; return what was found for each query, and whether parts of the index did not answer."""
+        stages = Stages()
+        known = self._registered.now(request.database)
+        matching = self._matching(request, stages)
+        component = chosen(known.store, request)
+        wanted = self._wanted(request.database, component, request.after)
+        with self._shelf.using(wanted) as live:
+            index = live.seeing(request.after, _LOAD_TIMEOUT_S)
+            with stages("encode"):
+                queries = self._queries(request.database, component, live.version, index).of(request)
+            finding = Finding(request, index, matching, self._hints, stages)
+            with stages("search"):
+                found = finding.batch(queries) if request.many else [self._refined(finding, component, queries[0])]
+        self._figures.count(wanted.name, stages.took_ms / 1000, len(found))
+        return component, found, stages, index.missing > 0
+
+    def _said(
+        self, request: SearchRequest, component: Component, plan: Plan, stages: Stages, partial: bool
+    ) -> dict[str, Any]:
+        """Return what a reply says beside what was found."""
+        return {
+            "strategy": plan.strategy,
+            "pending": self._pending_lately(request, component),
+            "took_ms": stages.took_ms,
+            "stages_ms": stages.ms,
+            "index": component.id,
+            "partial": partial,
+        }
 
     def _refined(self, finding: Finding, component: Component, query: Floats) -> Plan:
         """Search for one query, with what is asked beyond the nearest."""
         request = finding.request
-        collection = self._collection(request.database, request.collection)
+        collection = self._registered.collection(request.database, request.collection)
         if request.diversity:
             return finding.spread(query)
         if request.group_by is not None:
@@ -155,9 +180,18 @@ class SearchEngine:
 
     def describe(self, database: str, collection: str, id: str) -> dict[str, Any]:
         """Say how large, how fresh and in what state an index is; one that is not in memory begins to load."""
-        component = self._asked(database).store.get("semantic_index", id, collection=collection)
+        component = self._registered.now(database).store.get("semantic_index", id, collection=collection)
         with self._shelf.using(self._wanted(database, component)) as live:
             return _named((database, collection, id), live.describe())
+
+    def figures(self) -> list[dict[str, Any]]:
+        """Return what each index did and how it is, in numbers; those that went out of memory, too."""
+        there = {(row["database"], row["collection"], row["id"]): row for row in self.indexes()}
+        done = {name: self._figures.of(name) for name in {*there, *self._figures.names()}}
+        return [
+            dict(zip(("database", "collection", "id"), name, strict=True)) | there.get(name, {}) | of
+            for name, of in sorted(done.items())
+        ]
 
     @property
     def nbytes(self) -> int:
@@ -166,7 +200,7 @@ class SearchEngine:
 
     def refresh(self, database: str, collection: str, id: str) -> dict[str, Any]:
         """Load an index anew."""
-        self._asked(database).store.get("semantic_index", id, collection=collection)
+        self._registered.now(database).store.get("semantic_index", id, collection=collection)
         self._shelf.drop((database, collection, id))
         return self.describe(database, collection, id)
 
@@ -176,7 +210,7 @@ class SearchEngine:
 
     def _pending_lately(self, request: SearchRequest, component: Component) -> int:
         """Return what is pending; asked for at most a few times a second, unless the asker has written meanwhile."""
-        key = (request.database, request.collection, _watcher(component))
+        key = (request.database, request.collection, watcher_of(component))
         after, until, count = self._counted.get(key, (None, 0.0, 0))
         if after != request.after or time.monotonic() > until:
             count = self._pending(*key)
@@ -185,26 +219,14 @@ class SearchEngine:
 
     # --- which index ---------------------------------------------------------------------------------------------
 
-    def _asked(self, database: str) -> Loader:
-        """Return what is registered in a database, as of now."""
-        with self._lock:
-            if database not in self._known:
-                opened = _opened(self._client, database)
-                store = CachedStore(opened)
-                self._known[database] = Loader(opened, store)
-                self._looks[database] = Together(partial(_look, store), 1)
-            loader, look = self._known[database], self._looks[database]
-        look.ask(None)
-        return loader
-
     def _wanted(self, database: str, component: Component, after: Timestamp | None = None) -> Wanted:
-        spec = self._spec(database, component)
+        spec = self._registered.spec(database, component)
         return Wanted(
             (database, component.collection, component.id),
             spec.definition,
             spec.version,
             partial(self._made, spec),
-            lambda: self._pending(database, component.collection, _watcher(component)),
+            lambda: self._pending(database, component.collection, watcher_of(component)),
             after,
             _LOAD_TIMEOUT_S,
         )
@@ -216,75 +238,16 @@ class SearchEngine:
             return ShardedIndex(self._pool, spec)
         return spec.opened(self._client, self._snapshots)
 
-    def _spec(self, database: str, component: Component) -> IndexSpec:
-        known, definition = self._known[database], component.definition
-        measure, measured = self._measure(known, component)
-        self._collection(database, component.collection)  # raises where its name is none
-        return IndexSpec(
-            database=database,
-            collection=component.collection,
-            id=component.id,
-            definition=f"{component.hash} {measured}",
-            measure=measure,
-            options=IndexOptions.of(definition.get("index")),
-            model=definition["models"][0],
-            key=definition["keys"][0],
-            version=known.store.get("model", definition["models"][0]).version,
-            filter=definition["filter"],
-        )
-
-    def _measure(self, known: Loader, component: Component) -> tuple[Measure, str]:
-        """Return the measure, and what tells it from another of the same name."""
-        name = component.definition["measure"]
-        if name in BUILTIN:
-            return Measure(name), name
-        own = known.store.get("measure", name)
-        return Measure(name, known.object(own)), own.hash
-
-    def _collection(self, database: str, collection: str) -> Collection[dict[str, Any]]:
-        try:
-            return self._known[database].store.database[collection]
-        except InvalidName as error:
-            raise InvalidInputError(f"{collection!r:.80} is no name of a collection: {error}.") from None
-
     def _matching(self, request: SearchRequest, stages: Stages) -> Matching | None:
         if not request.filter:
             return None
-        return Matching(self._collection(request.database, request.collection), request.filter, stages)
+        return Matching(self._registered.collection(request.database, request.collection), request.filter, stages)
 
     def _queries(self, database: str, component: Component, version: int, index: Searchable) -> QueryVectors:
         def encode(model: str, inputs: list[Any], of: int | None) -> list[Any]:
             return self._encode(database, model, inputs, of)
 
-        return QueryVectors(component, version, index, self._known[database].codec(), encode)
-
-
-def _look(store: CachedStore, asked: Sequence[None]) -> Sequence[None]:
-    store.refresh()
-    return asked
-
-
-def _opened(client: MongoClient[dict[str, Any]], name: str) -> Database[dict[str, Any]]:
-    try:
-        return client[name]
-    except InvalidName as error:
-        raise InvalidInputError(f"{name!r:.80} is no name of a database: {error}.") from None
-
-
-def _chosen(store: ComponentStore, request: SearchRequest) -> Component:
-    if request.semantic_index is not None:
-        return store.get("semantic_index", request.semantic_index, collection=request.collection)
-    found = store.current("semantic_index", collection=request.collection)
-    where = f"{request.database}.{request.collection}"
-    if not found:
-        raise NotFoundError(
-            f"{where} has no semantic index. Make one: "
-            "docs.create_semantic_index('meaning', models=['<model>'], keys=['<key>'])."
-        )
-    if len(found) > 1:
-        names = ", ".join(repr(component.id) for component in found)
-        raise InvalidInputError(f"{where} has several semantic indexes: say semantic_index= (--index) one of {names}.")
-    return found[0]
+        return QueryVectors(component, version, index, self._registered.known(database).codec(), encode)
 
 
 def _columns(found: list[Plan], *, many: bool) -> dict[str, Any]:
@@ -303,7 +266,3 @@ def _columns(found: list[Plan], *, many: bool) -> dict[str, Any]:
 
 def _named(name: tuple[str, str, str], described: dict[str, Any]) -> dict[str, Any]:
     return {"database": name[0], "collection": name[1], "id": name[2], **described}
-
-
-def _watcher(component: Component) -> str:
-    return f"{component.definition['models'][0]}/{component.definition['keys'][0]}"

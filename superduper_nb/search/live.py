@@ -60,7 +60,7 @@ class LiveIndex:
         self._resume: Mapping[str, Any] | None = None
         self._ready_at: Timestamp | None = None
         self._gone: Timestamp | None = None
-        self._ahead = False
+        self._ahead = self._behind = False
         self._moved = threading.Condition()
         self._stop = threading.Event()
         self._ready = False
@@ -145,7 +145,7 @@ class LiveIndex:
             "snapshot": "none" if self._keeper is None else self._keeper.state,
             "model_version": self.version,
             "cluster_time": self._seen,
-            "lag_s": max(0.0, time.time() - self._seen.time) if self._error else 0.0,
+            "lag_s": max(0.0, time.time() - self._seen.time) if self._error or self._behind else 0.0,
         }
 
     # --- the thread ----------------------------------------------------------------------------------------------
@@ -318,7 +318,7 @@ class LiveIndex:
         if not news.drained:
             seen = Timestamp(seen.time, max(0, seen.inc - 1))
         with self._moved:
-            self._seen, self._error = max(seen, self._seen), None
+            self._seen, self._error, self._behind = max(seen, self._seen), None, not news.drained
             if self._ready_at is not None and self._seen >= self._ready_at:
                 self._ready, self._ready_at = True, None
             self._moved.notify_all()

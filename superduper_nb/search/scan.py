@@ -32,8 +32,8 @@ _BITS: Final = 4
 class Codes(Protocol):
     """Quantised rows that can be searched roughly."""
 
-    def search(self, query: Floats, k: int) -> Slots:
-        """Return the positions of about the best `k` rows by inner product."""
+    def search(self, queries: Floats, k: int) -> Slots:
+        """Return the positions of about the best `k` rows by inner product, a row for each query."""
 
     def to_bytes(self) -> bytes:
         """Return what `codes_of` makes them of."""
@@ -53,9 +53,9 @@ class Segment:
     def __init__(self, start: int, stop: int, codes: Codes) -> None:
         self.start, self.stop, self.codes = start, stop, codes
 
-    def search(self, query: Floats, k: int) -> Slots:
-        """Return the slots of about the best `k` of it."""
-        return self.codes.search(query, min(k, self.stop - self.start)) + self.start
+    def search(self, queries: Floats, k: int) -> Slots:
+        """Return the slots of about the best `k` of it, a row for each query."""
+        return self.codes.search(queries, min(k, self.stop - self.start)) + self.start
 
 
 class _Turbo:
@@ -81,11 +81,11 @@ class _Turbo:
     def to_bytes(self) -> bytes:
         return bytes(self._index.to_bytes())
 
-    def search(self, query: Floats, k: int) -> Slots:
-        padded = np.zeros((1, self._index.dim), dtype=np.float32)
-        padded[0, : len(query)] = query
+    def search(self, queries: Floats, k: int) -> Slots:
+        padded = np.zeros((len(queries), self._index.dim), dtype=np.float32)
+        padded[:, : queries.shape[1]] = queries
         _, found = self._index.search(padded, k)
-        return np.asarray(found[0], dtype=np.intp)
+        return np.asarray(found, dtype=np.intp)
 
 
 class _Lifted:
@@ -129,8 +129,9 @@ class _Lifted:
         numbers = np.concatenate([[self._scale], self._centre]).astype("<f4")
         return self.mark + len(numbers).to_bytes(4, "little") + numbers.tobytes() + self._codes.to_bytes()
 
-    def search(self, query: Floats, k: int) -> Slots:
-        return self._codes.search(np.append(query - self._centre, np.float32(self._scale)), k)
+    def search(self, queries: Floats, k: int) -> Slots:
+        moved = np.pad(queries - self._centre, ((0, 0), (0, 1)), constant_values=self._scale)
+        return self._codes.search(moved, k)
 
 
 def codes_of(data: bytes) -> Codes:
@@ -177,5 +178,5 @@ def _needed(segment: Segment, query: Floats, rough: tuple[Floats, Floats | float
     scores, error = rough
     n = min(CALIBRATED_N, len(scores))
     wanted = np.partition(scores, len(scores) - n)[len(scores) - n] - 2 * float(np.max(error))
-    good = np.flatnonzero(scores[segment.search(query, DEPTHS[-1]) - segment.start] >= wanted)
+    good = np.flatnonzero(scores[segment.search(query[None], DEPTHS[-1])[0] - segment.start] >= wanted)
     return int(good[n - 1]) + 1 if len(good) >= n else DEPTHS[-1]

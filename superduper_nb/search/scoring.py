@@ -52,13 +52,13 @@ class Scorer:
 
     def nearest(self, view: View, query: Floats, n: int, *, exact: bool) -> Hits:
         """Return the `n` nearest of all: by codes, unless that would not be less than everything."""
-        if not exact and (found := self._scan(view, query, n)) is not None:
+        if not exact and (found := self._scanned(view, query[None], n)[0]) is not None:
             return found
         return self.among(view, None if view.alive is None else np.flatnonzero(view.alive), query, n)
 
     def many(self, view: View, queries: Sequence[Floats], n: int, *, exact: bool) -> list[Hits]:
         """Return the `n` nearest of each query: by codes where that is quicker, else by products of matrices."""
-        found = [None if exact else self._scan(view, query, n) for query in queries]
+        found = [None] * len(queries) if exact or not queries else self._scanned(view, np.stack(queries), n)
         left = [query for query, hits in zip(queries, found, strict=True) if hits is None]
         rest = iter(self._products(view, left, n))
         return [next(rest) if hits is None else hits for hits in found]
@@ -88,19 +88,23 @@ class Scorer:
         near = _candidates(scores, error, n)
         return self._ranked(rows, near if slots is None else slots[near], query, n, "exact", len(scores))
 
-    def _scan(self, view: View, query: Floats, n: int) -> Hits | None:
-        """Score what the codes hold to be near, and the tail; None where that would not be less than everything."""
+    def _scanned(self, view: View, queries: Floats, n: int) -> Sequence[Hits | None]:
+        """Score, for each query, what the codes hold to be near, and the tail; None where all is to be compared."""
         if not view.segments or view.depth is None:
-            return None
+            return [None] * len(queries)
         depth = view.depth + 3 * max(0, n - CALIBRATED_N)
+        if depth * len(view.segments) * _SCAN_GAIN > view.segments[-1].stop and not self._options.coded:
+            return [None] * len(queries)
+        near = np.hstack([segment.search(queries, depth) for segment in view.segments])
+        return [self._of_codes(view, row, query, n, depth) for row, query in zip(near, queries, strict=True)]
+
+    def _of_codes(self, view: View, near: Slots, query: Floats, n: int, depth: int) -> Hits | None:
+        """Return the best of what codes hold to be near; None where most of that is dead."""
         coded = view.segments[-1].stop
-        if depth * len(view.segments) * _SCAN_GAIN > coded and not self._options.coded:
-            return None
-        near = np.concatenate([segment.search(query, depth) for segment in view.segments])
         if view.alive is not None:
             near = near[view.alive[near]]
         if len(near) < min(coded, max(n, depth // 2)):
-            return None  # most of what is near is dead
+            return None
         if coded < view.count:
             near = np.concatenate([near, self._tail(view, coded, query, n)])
         return self._ranked(view.rows, near, query, n, "scan", len(near))

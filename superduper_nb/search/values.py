@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -31,6 +31,7 @@ MAX_RESULTS: Final = 100_000
 """Of all queries of a batch."""
 MAX_EXAMPLES: Final = 100
 MAX_SPREAD: Final = 1_000
+MAX_TOGETHER: Final = 100
 """Results of a search with diversity: each is compared with all before it."""
 
 Like = Mapping[str, Any]
@@ -127,6 +128,15 @@ class SearchRequest:
         """How many searches it is."""
         batch: Any = self.vector if self.likes is None else self.likes
         return len(batch) if self.many else 1
+
+    @property
+    def company(self) -> Hashable | None:
+        """Requests of which this is the same can be answered in one go; None: only alone."""
+        more = (self.unlike, self.text, self.group_by, self.min_score, self.max_score, self.after)
+        plain = not (self.filter or self.diversity or self.many) and all(option is None for option in more)
+        if self.vector is None or not plain or self.n > MAX_TOGETHER:
+            return None
+        return self.database, self.collection, self.semantic_index, self.n, self.exact
 
     def _check_combination(self) -> None:
         given = [name for name in ("diversity", "text", "group_by") if getattr(self, name)]

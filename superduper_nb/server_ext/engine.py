@@ -6,7 +6,7 @@ import asyncio
 import gc
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from logging import Logger
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
@@ -17,6 +17,7 @@ from superduper_nb.server_ext.metrics import READY
 
 if TYPE_CHECKING:
     from superduper_nb.jobs import JobStore
+    from superduper_nb.search import SearchReply, SearchRequest
     from superduper_nb.services import Services
     from superduper_nb.serving import Body, Form, Prediction, Stream, UnreadBody
 
@@ -40,6 +41,14 @@ if TYPE_CHECKING:
 
         def open(self, database: str, model: str, body: Body | UnreadBody, *, form: Form, timeout: float) -> Stream:
             """Have a model's output yielded; see `ModelServer.open`."""
+            ...
+
+        def search_each(self, requests: Sequence[SearchRequest]) -> list[SearchReply | Exception]:
+            """Answer requests that go together; see `SearchEngine.search_each`."""
+            ...
+
+        def index_figures(self) -> list[dict[str, Any]]:
+            """Return what each index did and how it is, in numbers; see `SearchEngine.figures`."""
             ...
 
         def model_figures(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Final, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from superduper_nb.errors import DeadlineError, OverloadedError, ServiceError
+from superduper_nb.server_ext.gathering import STOPPING, Answer, Gathering
 from superduper_nb.server_ext.metrics import IN_FLIGHT, REJECTED
 
 __all__ = ["Lane", "LaneName"]
@@ -17,8 +18,8 @@ __all__ = ["Lane", "LaneName"]
 LaneName = Literal["search", "predict", "control"]
 
 T = TypeVar("T")
-
-_STOPPING: Final = "The server is stopping."
+Q = TypeVar("Q")
+A = TypeVar("A")
 
 
 class Lane:
@@ -49,6 +50,7 @@ class Lane:
         self._lock = threading.Lock()
         self.busy = 0
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=f"superduper-{name}")
+        self._gathering: Gathering[Any, Any] = Gathering(self._pool.submit)
         IN_FLIGHT.labels(name).set_function(lambda: self.busy)
 
     @contextmanager
@@ -75,7 +77,7 @@ class Lane:
             future = self._pool.submit(call)
         except RuntimeError:  # shut down
             self._leave()
-            raise ServiceError(_STOPPING) from None
+            raise ServiceError(STOPPING) from None
         future.add_done_callback(lambda _: self._leave())
         waiter = asyncio.wrap_future(future)
         try:
@@ -85,10 +87,26 @@ class Lane:
             raise
         if not waiter.done():
             waiter.cancel()
-            raise DeadlineError(f"The {self.name} request took longer than {self._timeout:g} s.")
+            raise self._late()
         if waiter.cancelled():
-            raise ServiceError(_STOPPING)
+            raise ServiceError(STOPPING)
         return waiter.result()
+
+    async def gather(self, kind: Hashable, query: Q, answer: Answer[Q, A]) -> A:
+        """Have `query` answered in a thread, together with those of its kind that wait; raises what `run` does."""
+        with self.hold():
+            asked = self._gathering.ask(kind, query, answer)
+            try:
+                await asyncio.wait({asked}, timeout=self._timeout)
+                if not asked.done():
+                    raise self._late()
+                found: A = asked.result()
+            finally:
+                asked.cancel()
+            return found
+
+    def _late(self) -> DeadlineError:
+        return DeadlineError(f"The {self.name} request took longer than {self._timeout:g} s.")
 
     def _enter(self) -> None:
         with self._lock:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any, cast
@@ -99,6 +99,23 @@ class FakeServices:
             took_ms=0.1,
             index="meaning",
         )
+
+    def search_each(self, requests: Sequence[SearchRequest]) -> list[SearchReply | Exception]:
+        return [self._outcome(request) for request in requests]
+
+    def _outcome(self, request: SearchRequest) -> SearchReply | Exception:
+        try:
+            return self.search(request)
+        except Exception as error:
+            return error
+
+    def index_figures(self) -> list[dict[str, Any]]:
+        return [
+            {
+                **{"database": "shop", "collection": "products", "id": "meaning"},
+                **{"searches": [("0.001", 2), ("+Inf", 3)], "searched_s": 0.5, "size": 3, "bytes": 48, "lag_s": 0.25},
+            }
+        ]
 
     def indexes(self) -> list[dict[str, Any]]:
         return [self.describe_index("shop", "products", "meaning")]

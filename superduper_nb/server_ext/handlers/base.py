@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from superduper_nb.server_ext.engine import ServerServices
     from superduper_nb.server_ext.lanes import LaneName
 
-__all__ = ["ApiBase", "ApiHandler", "Operation", "UnknownHandler", "Work", "authorized", "operation"]
+__all__ = ["SHORT", "ApiBase", "ApiHandler", "Operation", "UnknownHandler", "Work", "authorized", "operation"]
 
 _JUPYTERS_PROVIDERS: Final = (IdentityProvider, PasswordIdentityProvider)
 _JUPYTERS_MODULES: Final = frozenset({IdentityProvider.__module__, JupyterHandler.__module__})
@@ -55,7 +55,7 @@ _JUPYTERS_OWN: Final = frozenset({"token", "no_track_activity", "_xsrf", "_"})
 
 _HOSTS: Final = 16
 _POLICY: Final = "superduper_content_security_policy"
-_SHORT: Final = 64 * 1024
+SHORT: Final = 64 * 1024
 """Bytes of a body that are read in the event loop in less than a millisecond. Reading more in a thread would hold it
 up, too: parsers written in C do not let go of the interpreter."""
 
@@ -259,17 +259,18 @@ class ApiBase(ExtensionHandlerMixin, JupyterHandler):
     def _way(self, made: Operation) -> Callable[..., Awaitable[tuple[bytes, str]]]:
         if made.lane is None:
             return self._at_once
-        return self._waiting if made.waits else self._in_lane
+        return self._waiting if made.waits else self.in_lane
 
-    async def _in_lane(
+    async def in_lane(
         self, made: Operation, method: Callable[..., Mapping[str, Any]], names: dict[str, str], query: BaseModel
     ) -> tuple[bytes, str]:
+        """Do the work in a thread; return the body of the reply, and its type."""
         assert made.lane
-        accepted = self._accepted()
+        accepted = self.accepted()
         services = await self.app.engine.services(self.app.ready_timeout)
 
         def call() -> bytes:
-            return dump(method(Work(services, names, query, self._body(made), accepted)), accepted)
+            return dump(method(Work(services, names, query, self.body(made), accepted)), accepted)
 
         return await self.app.lanes[made.lane].run(call), accepted
 
@@ -301,15 +302,16 @@ class ApiBase(ExtensionHandlerMixin, JupyterHandler):
     async def _work(self, made: Operation, names: dict[str, str], query: BaseModel) -> Work[Any, Any]:
         assert made.lane
         services = await self.app.engine.services(self.app.ready_timeout)
-        return Work(services, names, query, self._asked(made), self._accepted())
+        return Work(services, names, query, self._asked(made), self.accepted())
 
     def _asked(self, made: Operation) -> Body | UnreadBody:
         content_type = self.request.headers.get("Content-Type", "")
         form_of(content_type)
         data, read = bytes(self.received), partial(read_asked, cast("type[AskingBody]", made.body), content_type)
-        return read(data) if len(data) <= _SHORT else UnreadBody(data, read)
+        return read(data) if len(data) <= SHORT else UnreadBody(data, read)
 
-    def _body(self, made: Operation) -> Any:
+    def body(self, made: Operation) -> Any:
+        """Return the checked body."""
         content_type = self.request.headers.get("Content-Type", "")
         return check(made.body, load(bytes(self.received), content_type) if self.received else {})
 
@@ -319,7 +321,7 @@ class ApiBase(ExtensionHandlerMixin, JupyterHandler):
         reply = await method(query, **names)
         if isinstance(made.reply, str):
             return reply, made.reply
-        accepted = self._accepted()
+        accepted = self.accepted()
         return dump(reply, accepted), accepted
 
     def translated(self, error: Exception) -> ApiError:
@@ -334,7 +336,8 @@ class ApiBase(ExtensionHandlerMixin, JupyterHandler):
         # JupyterLab asks with the time as one more name, so that no cache answers.
         return {name: self.get_query_argument(name, strip=False) for name in names if not name.isdigit()}
 
-    def _accepted(self) -> str:
+    def accepted(self) -> str:
+        """Return the type of the answer."""
         return BSON if BSON in self.request.headers.get("Accept", "") else JSON
 
     def send(self, data: bytes, content_type: str) -> None:

@@ -1,0 +1,126 @@
+"""What is registered in the databases of a MongoDB, as far as searches need it: asked anew for each round of them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from pymongo import MongoClient
+from pymongo.collection import Collection
+from pymongo.database import Database
+from pymongo.errors import InvalidName
+
+from superduper_nb.components.cache import CachedStore
+from superduper_nb.components.store import Component, ComponentStore
+from superduper_nb.errors import InvalidInputError, NotFoundError
+from superduper_nb.models.loading import Loader
+from superduper_nb.search.measures import BUILTIN, Measure
+from superduper_nb.search.options import IndexOptions
+from superduper_nb.search.spec import IndexSpec
+from superduper_nb.search.together import Together
+from superduper_nb.search.values import SearchRequest
+
+__all__ = ["Registered", "chosen", "watcher_of"]
+
+
+class Registered:
+    """The components of each database that was asked for.
+
+    Parameters
+    ----------
+    client : pymongo.MongoClient
+        Where they are.
+    """
+
+    def __init__(self, client: MongoClient[dict[str, Any]]) -> None:
+        self._client = client
+        self._lock = threading.Lock()
+        self._known: dict[str, Loader] = {}
+        self._looks: dict[str, Together[None, None]] = {}
+        """Whether something new is registered: asked once for all searches that came meanwhile."""
+
+    def now(self, database: str) -> Loader:
+        """Return what is registered in a database, as of now."""
+        with self._lock:
+            if database not in self._known:
+                opened = _opened(self._client, database)
+                store = CachedStore(opened)
+                self._known[database] = Loader(opened, store)
+                self._looks[database] = Together(partial(_look, store), 1)
+            loader, look = self._known[database], self._looks[database]
+        look.ask(None)
+        return loader
+
+    def known(self, database: str) -> Loader:
+        """Return what was registered when that was last asked."""
+        return self._known[database]
+
+    def collection(self, database: str, name: str) -> Collection[dict[str, Any]]:
+        """Return a collection; raises `InvalidInputError` where its name is none."""
+        try:
+            return self._known[database].store.database[name]
+        except InvalidName as error:
+            raise InvalidInputError(f"{name!r:.80} is no name of a collection: {error}.") from None
+
+    def spec(self, database: str, component: Component) -> IndexSpec:
+        """Return which index a component asks for."""
+        known, definition = self._known[database], component.definition
+        measure, measured = _measure(known, component)
+        self.collection(database, component.collection)  # raises where its name is none
+        return IndexSpec(
+            database=database,
+            collection=component.collection,
+            id=component.id,
+            definition=f"{component.hash} {measured}",
+            measure=measure,
+            options=IndexOptions.of(definition.get("index")),
+            model=definition["models"][0],
+            key=definition["keys"][0],
+            version=known.store.get("model", definition["models"][0]).version,
+            filter=definition["filter"],
+        )
+
+
+def _measure(known: Loader, component: Component) -> tuple[Measure, str]:
+    """Return the measure, and what tells it from another of the same name."""
+    name = component.definition["measure"]
+    if name in BUILTIN:
+        return Measure(name), name
+    own = known.store.get("measure", name)
+    return Measure(name, known.object(own)), own.hash
+
+
+def _look(store: CachedStore, asked: Sequence[None]) -> Sequence[None]:
+    store.refresh()
+    return asked
+
+
+def _opened(client: MongoClient[dict[str, Any]], name: str) -> Database[dict[str, Any]]:
+    try:
+        return client[name]
+    except InvalidName as error:
+        raise InvalidInputError(f"{name!r:.80} is no name of a database: {error}.") from None
+
+
+def chosen(store: ComponentStore, request: SearchRequest) -> Component:
+    """Return the semantic index that a request means: the one it names, or the only one of its collection."""
+    if request.semantic_index is not None:
+        return store.get("semantic_index", request.semantic_index, collection=request.collection)
+    found = store.current("semantic_index", collection=request.collection)
+    where = f"{request.database}.{request.collection}"
+    if not found:
+        raise NotFoundError(
+            f"{where} has no semantic index. Make one: "
+            "docs.create_semantic_index('meaning', models=['<model>'], keys=['<key>'])."
+        )
+    if len(found) > 1:
+        names = ", ".join(repr(component.id) for component in found)
+        raise InvalidInputError(f"{where} has several semantic indexes: say semantic_index= (--index) one of {names}.")
+    return found[0]
+
+
+def watcher_of(component: Component) -> str:
+    """Return the watcher whose outputs an index holds."""
+    return f"{component.definition['models'][0]}/{component.definition['keys'][0]}"
