@@ -7,7 +7,12 @@ from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 
 __all__ = ["CONTENT_TYPE_LATEST", "IN_FLIGHT", "READY", "REJECTED", "REQUEST_SECONDS", "exposition"]
@@ -36,7 +41,19 @@ _GAUGES: Final = {"queue": "Requests that wait.", "bytes": "Memory that the mode
 _FIELDS: Final = {"requests": "count", "bytes": "rss"}
 
 
-def exposition(models: Iterable[Mapping[str, Any]] = (), server: Mapping[str, Any] | None = None) -> bytes:
+_OF_INDEXES: Final = ("database", "collection", "index")
+_INDEX_GAUGES: Final = {
+    "vectors": ("size", "Vectors in the index."),
+    "bytes": ("bytes", "Memory that the index takes."),
+    "lag_seconds": ("lag_s", "How far the index is behind its collection."),
+}
+
+
+def exposition(
+    models: Iterable[Mapping[str, Any]] = (),
+    server: Mapping[str, Any] | None = None,
+    indexes: Iterable[Mapping[str, Any]] = (),
+) -> bytes:
     """Return all metrics in the text format.
 
     Parameters
@@ -45,9 +62,12 @@ def exposition(models: Iterable[Mapping[str, Any]] = (), server: Mapping[str, An
         What the model server says about each model.
     server : mapping, optional
         What it says about itself.
+    indexes : iterable of mapping
+        What the search engine says about each index; one that is not in memory has no size.
     """
     now = CollectorRegistry()
     now.register(_Models(list(models), server or {}))
+    now.register(_Indexes(list(indexes)))
     return generate_latest(REGISTRY) + generate_latest(now)
 
 
@@ -87,3 +107,27 @@ class _Models(Collector):
             family.add_sample(f"{name}_count", labels, row["count"])
             family.add_sample(f"{name}_sum", labels, row["total_ms"] / 1000)
         return family
+
+
+class _Indexes(Collector):
+    """The figures of semantic indexes, which the search engine keeps itself."""
+
+    def __init__(self, rows: list[Mapping[str, Any]]) -> None:
+        self._rows = rows
+
+    def collect(self) -> Iterator[Metric]:
+        name, help = "superduper_search_seconds", "Time of a search in the engine; its count is that of the searches."
+        times = HistogramMetricFamily(name, help, labels=_OF_INDEXES)
+        for row in self._rows:
+            times.add_metric(_index(row), row["searches"], row["searched_s"])
+        yield times
+        for name, (field, help) in _INDEX_GAUGES.items():
+            family = GaugeMetricFamily(f"superduper_index_{name}", help, labels=_OF_INDEXES)
+            for row in self._rows:
+                if field in row:
+                    family.add_metric(_index(row), row[field])
+            yield family
+
+
+def _index(row: Mapping[str, Any]) -> list[str]:
+    return [row["database"], row["collection"], row["id"]]

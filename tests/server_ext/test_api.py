@@ -167,6 +167,18 @@ async def test_metrics_count_requests(running: Any, ask: Any) -> None:
     assert "superduper_ready 1.0" in text
 
 
+async def test_metrics_tell_how_each_index_does(running: Any, ask: Any) -> None:
+    await running.engine.services(wait=5)
+    lines = (await ask("GET", "metrics")).raw.decode().splitlines()
+    labels = 'collection="products",database="shop",index="meaning"'
+    assert f'superduper_search_seconds_bucket{{{labels},le="0.001"}} 2.0' in lines
+    assert f'superduper_search_seconds_bucket{{{labels},le="+Inf"}} 3.0' in lines
+    assert f"superduper_search_seconds_count{{{labels}}} 3.0" in lines
+    assert f"superduper_search_seconds_sum{{{labels}}} 0.5" in lines
+    for name, value in {"vectors": 3.0, "bytes": 48.0, "lag_seconds": 0.25}.items():
+        assert f"superduper_index_{name}{{{labels}}} {value}" in lines
+
+
 async def test_status_page(running: Any, jp_fetch: Any) -> None:
     answer = await jp_fetch("superduper")
     assert answer.headers["Content-Type"].startswith("text/html")

@@ -40,9 +40,12 @@ class MetricsHandler(ApiHandler):
     @authorized(action="read", resource="superduper:metrics")
     @operation("Metrics for Prometheus", reply=CONTENT_TYPE_LATEST)
     async def get(self, query: NoQuery) -> bytes:
-        """Expose them; those of models where the engines are up."""
+        """Expose them; those of models and indexes where the engines are up."""
         if self.app.engine.state != "ready":
             return exposition()
         services = await self.app.engine.services()
-        models, server = await self.app.lanes["control"].run(services.model_figures)
-        return exposition(models, server)
+
+        def figures() -> bytes:
+            return exposition(*services.model_figures(), services.index_figures())
+
+        return await self.app.lanes["control"].run(figures)
