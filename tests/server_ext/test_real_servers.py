@@ -10,6 +10,7 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -325,3 +326,37 @@ def test_bad_input_over_http_and_in_the_client_says_what_to_do(shop: tuple[Runni
         "first": [{"_id": 1, "error": "ValueError: this text is poison"}],
     }
     assert [hit["_id"] for hit in docs.find(like={"text": "good"})] == [2]
+    _check_bad_searches(server, name)
+
+
+def _check_bad_searches(server: Running, name: str) -> None:
+    """Ask what no index can answer, alone and beside good searches: each gets its 400 or 404, and the index goes on."""
+    where = {"database": name, "collection": "products", "semantic_index": "meaning"}
+    good = [float(x) for x in embed("good")]
+    long = "x" * 10_000_000
+    bad: list[tuple[int, str, dict[str, Any]]] = [
+        (400, "15 numbers, those of the index have 16", {"vector": good[:-1]}),
+        (400, "17 numbers", {"vector": [*good, 0.0]}),
+        (400, "NaN", {"vector": [float("nan"), *good[1:]]}),
+        (400, "finite", {"vector": [{"$numberDouble": "NaN"}, *good[1:]]}),
+        (400, "Infinity", {"vector": [float("inf"), *good[1:]]}),
+        (400, "finite", {"vector": [1e300, *good[1:]]}),
+        (400, "zero: it has no direction", {"vector": [0.0] * 16}),
+        (400, "n: ", {"vector": good, "n": 0}),
+        (400, "n: ", {"vector": good, "n": 10**9}),
+        (400, "filter", {"vector": good, "filter": {"text": {"$regex": long}}}),
+        (404, "'nope'", {"vector": good, "semantic_index": "nope"}),
+        (404, "create_semantic_index", {"vector": good, "collection": "other", "semantic_index": None}),
+        (404, "No vector of a document", {"id": 1}),  # its model failed: it has no output
+    ]
+    plain = {**where, "vector": good}
+    with ThreadPoolExecutor(4) as pool:
+        for status, message, body in bad:
+            several = [{**where, **body}, plain, {**where, **body}, plain]
+            answers = list(pool.map(lambda one: server.ask("POST", "superduper/api/v1/search", one), several))
+            assert [answer[0] for answer in answers] == [status, 200, status, 200], (message, answers)
+            assert message in answers[0][1]["message"]
+            assert "Traceback" not in json.dumps(answers[0][1])
+            assert [answer[1]["ids"] for answer in answers[1::2]] == [[2], [2]]
+    wide = {**plain, "filter": {"text": {"$in": ["good", *(f"{i:099}" for i in range(100_000))]}}}
+    assert server.ask("POST", "superduper/api/v1/search", wide)[1]["ids"] == [2]  # ten megabytes, and nothing bad in it
