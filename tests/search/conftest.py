@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -117,11 +117,12 @@ class Corpus:
             ]
         )
 
-    def compute(self, vectors: Mapping[Any, Any]) -> None:
-        """Write new outputs, as a job does."""
+    def compute(self, vectors: Mapping[Any, Any] | Iterable[tuple[Any, Any]]) -> None:
+        """Write new outputs, as a job does; pairs where identifiers are equal to Python (1 and True) only."""
+        pairs = vectors.items() if isinstance(vectors, Mapping) else vectors
         change = [
             UpdateOne({"_id": id}, {"$set": {"_outputs.x.m": packed(v), "_sddb.outputs.m/x": self.token()["m/x"]}})
-            for id, v in vectors.items()
+            for id, v in pairs
         ]
         self.docs.bulk_write(change)
 

@@ -57,7 +57,7 @@ class Writes(RuleBasedStateMachine):
         corpus = self.corpora[measure]
         matching = [document["_id"] for document in corpus.docs.find({"price": price}, {"_id": 1})]
         if matching:
-            corpus.compute({id: np.array(vector) + i for i, id in enumerate(matching)})
+            corpus.compute([(id, np.array(vector) + i) for i, id in enumerate(matching)])
 
     @rule(measure=measures, price=prices, other=prices)
     def change_what_filters_ask(self, measure: str, price: int, other: int) -> None:
@@ -78,7 +78,7 @@ class Writes(RuleBasedStateMachine):
             corpus.version = version
             found = list(corpus.docs.find({}, {"_id": 1}))
             if found:
-                corpus.compute({d["_id"]: np.full(3, float(i + 1)) for i, d in enumerate(found)})
+                corpus.compute([(d["_id"], np.full(3, float(i + 1))) for i, d in enumerate(found)])
 
     @rule(measure=measures)
     def restart(self, measure: str) -> None:
