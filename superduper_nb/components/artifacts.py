@@ -1,46 +1,79 @@
 """Objects as bytes in GridFS, and back: the only place of the package that unpickles what a database holds.
 
-An artifact is written whole before any record points to it, found again by the SHA-256 of its bytes, and loaded only
-when its signature verifies over the very bytes that are loaded.
+An artifact is a pickle and, where it holds tensors of torch, their numbers beside it (see `weights`). It is written
+whole before any record points to it, found again by the SHA-256 of its bytes, and loaded only when its signature
+verifies over the very bytes that are loaded.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
+import io
+import pickle
 import platform
 import sys
-import threading
 import warnings
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from types import ModuleType
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import cloudpickle
-from bson import ObjectId
-from gridfs import GridFSBucket
-from gridfs.errors import CorruptGridFile, NoFile
 from pymongo.database import Database
 
 from superduper_nb._version import __version__
+from superduper_nb.components import blobs
+from superduper_nb.components.local_code import local_code_by_value
 from superduper_nb.components.trust import sign, verify
+from superduper_nb.components.weights import Reader, Writer
 from superduper_nb.errors import InvalidInputError, ModelError, TrustError
 
-__all__ = ["collect", "discard", "dumps", "load", "save", "seal", "trust"]
+__all__ = ["Packed", "discard", "dumps", "load", "pack", "save", "seal", "trust"]
 
-_FORMAT = "cloudpickle"
-_BUCKET = "_sddb.fs"
-_register = threading.Lock()
-_KEEP_UNUSED = timedelta(days=1)
-_CHUNK_BYTES = 4 * 2**20
+_PLAIN = "cloudpickle"
+_WITH_WEIGHTS = "cloudpickle+safetensors"
 _HEADER = ("sha256", "size", "format", "python")
-_SINCE = ("torch", "superduper_nb")
-"""Further fields, which headers of earlier versions lack."""
+_SINCE = ("torch", "superduper_nb", "weights")
+"""Further fields, which headers of earlier versions, or of objects without tensors, lack."""
 _BYTECODE = b"CodeType"
 """What a pickle names that carries compiled functions by value."""
+
+
+class Packed(NamedTuple):
+    """An object as it is stored: a pickle, and the weights that it names (None where there are none)."""
+
+    pickle: bytes
+    weights: bytes | None = None
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """A pickler that leaves the numbers of tensors to a `Writer`."""
+
+    def __init__(self, file: io.BytesIO, writer: Writer) -> None:
+        super().__init__(file, protocol=5)
+        self._writer = writer
+
+    def persistent_id(self, obj: Any) -> Any:
+        return self._writer.persistent_id(obj)
+
+
+class _Unpickler(pickle.Unpickler):
+    """An unpickler that takes the numbers of tensors from a `Reader`."""
+
+    def __init__(self, packed: Packed) -> None:
+        super().__init__(io.BytesIO(packed.pickle))
+        self._reader = None if packed.weights is None else Reader(packed.weights)
+
+    def persistent_load(self, place: Any) -> Any:
+        if self._reader is None:
+            raise pickle.UnpicklingError("it has no weights")
+        return self._reader.persistent_load(place)
+
+
+def pack(obj: Any, *, what: str) -> Packed:
+    """Return an object as it is to be stored, for `save`; see `dumps`."""
+    if "torch" not in sys.modules:  # then there is no tensor
+        return Packed(dumps(obj, what=what))
+    writer = Writer()
+    return Packed(_dumped(obj, lambda file: _Pickler(file, writer), what), writer.data())
 
 
 def dumps(obj: Any, *, what: str) -> bytes:
@@ -53,16 +86,21 @@ def dumps(obj: Any, *, what: str) -> bytes:
     InvalidInputError
         The object can't be pickled; the message names the attribute that can't.
     """
-    with _by_value(_local_modules()):
+    return _dumped(obj, lambda file: cloudpickle.Pickler(file, protocol=5), what)
+
+
+def _dumped(obj: Any, pickler: Callable[[io.BytesIO], Any], what: str) -> bytes:
+    file = io.BytesIO()
+    with local_code_by_value():
         try:
-            data: bytes = cloudpickle.dumps(obj, protocol=5)
-            return data
+            pickler(file).dump(obj)
         except Exception as error:
             culprit = _culprit(obj)
             raise InvalidInputError(
                 f"{what} can't be stored: {culprit} can't be pickled ({type(error).__name__}: {error}). "
                 "Leave it out (define __getstate__), or build it inside the method that needs it."
             ) from error
+    return file.getvalue()
 
 
 def _culprit(obj: Any, depth: int = 3) -> str:
@@ -77,45 +115,18 @@ def _culprit(obj: Any, depth: int = 3) -> str:
     return name
 
 
-def _local_modules() -> list[ModuleType]:
-    """Find the user's own loaded modules: those under the working folder that no installation owns."""
-    here = _folder(".")  # compared as text: there are thousands of modules
-    installed = tuple(_folder(prefix) for prefix in {sys.prefix, sys.base_prefix})
-    found = []
-    for name, module in list(sys.modules.items()):
-        file = getattr(module, "__file__", None)
-        if not file or name == "__main__" or name.partition(".")[0] == "superduper_nb":
-            continue
-        if file.startswith(here) and not file.startswith(installed):
-            found.append(module)
-    return found
+def save(database: Database[Any], packed: Packed) -> dict[str, Any]:
+    """Store a packed object; return the header that describes it (not yet signed).
 
-
-def _folder(path: str) -> str:
-    return f"{Path(path).resolve()}{os.sep}"
-
-
-@contextmanager
-def _by_value(modules: list[ModuleType]) -> Iterator[None]:
-    # The register is one for the whole process: one thread at a time, and what the user entered stays.
-    with _register:
-        own = [module for module in modules if module.__name__ not in cloudpickle.list_registry_pickle_by_value()]
-        for module in own:
-            cloudpickle.register_pickle_by_value(module)
-        try:
-            yield
-        finally:
-            for module in own:
-                cloudpickle.unregister_pickle_by_value(module)
-
-
-def save(database: Database[Any], data: bytes) -> dict[str, Any]:
-    """Store bytes under their SHA-256, once; return the header that describes them (not yet signed)."""
-    digest = hashlib.sha256(data).hexdigest()
-    bucket = _bucket(database)
-    if not any(True for _ in bucket.find({"filename": digest}, limit=1)):
-        bucket.upload_from_stream(digest, data)
-    return {"sha256": digest, "size": len(data), "format": _FORMAT, **_versions(data)}
+    Call it once more when a record points to it: bytes that were there already may have been deleted meanwhile.
+    """
+    digests = [hashlib.sha256(part).hexdigest() for part in packed if part is not None]
+    for digest, part in zip(digests, packed, strict=False):
+        blobs.keep(database, digest, part or b"")
+    header = {"sha256": digests[0], "size": sum(map(len, filter(None, packed))), **_versions(packed.pickle)}
+    if packed.weights is None:
+        return {**header, "format": _PLAIN}
+    return {**header, "format": _WITH_WEIGHTS, "weights": digests[1]}
 
 
 def _versions(data: bytes) -> dict[str, str]:
@@ -146,7 +157,7 @@ def load(database: Database[Any], identity: dict[str, Any], artifact: dict[str, 
         It was made with another release of Python or torch.
     """
     header = {key: value for key, value in artifact.items() if key != "signature"}
-    if header.get("format") != _FORMAT or not verify({**identity, **header}, artifact.get("signature")):
+    if not _known(header) or not verify({**identity, **header}, artifact.get("signature")):
         raise TrustError(
             f"{_name(identity)} was not signed by this installation, so it is not loaded (loading runs its code). "
             f"If you know who made it: %sddb trust {_name(identity)}"
@@ -164,7 +175,7 @@ def trust(database: Database[Any], identity: dict[str, Any], artifact: dict[str,
     """
     header = {name: artifact.get(name) for name in _HEADER}
     header |= {name: artifact[name] for name in _SINCE if name in artifact}
-    if header["format"] != _FORMAT:
+    if not _known(header):
         raise TrustError(f"{_name(identity)}: this version knows no artifact of format {header['format']!r}.")
     _read(database, identity, header)
     return seal(identity, header)
@@ -174,27 +185,37 @@ def _name(identity: dict[str, Any]) -> str:
     return f"{identity['kind']}s/{identity['id']}"
 
 
-def _read(database: Database[Any], identity: dict[str, Any], header: dict[str, Any]) -> bytes:
+def _known(header: dict[str, Any]) -> bool:
+    return header.get("format") == (_WITH_WEIGHTS if "weights" in header else _PLAIN)
+
+
+def _read(database: Database[Any], identity: dict[str, Any], header: dict[str, Any]) -> Packed:
     """Return the stored bytes, if they are those that the header tells of."""
+    parts = [_part(database, identity, str(header[name])) for name in ("sha256", "weights") if name in header]
+    return Packed(*parts)
+
+
+def _part(database: Database[Any], identity: dict[str, Any], digest: str) -> bytes:
     try:
-        data: bytes = _bucket(database).open_download_stream_by_name(str(header["sha256"])).read()
-    except NoFile:
-        raise TrustError(f"{_name(identity)}: its stored bytes are gone. Register it again.") from None
-    except CorruptGridFile:
-        data = b""
-    if hashlib.sha256(data).hexdigest() != header["sha256"]:
-        raise TrustError(f"{_name(identity)}: its stored bytes are not those that were signed. Register it again.")
+        data = blobs.read(database, digest)
+    except ValueError:
+        raise TrustError(
+            f"{_name(identity)}: its stored bytes are not those that were signed. Register it again."
+        ) from None
+    if data is None:
+        raise TrustError(f"{_name(identity)}: its stored bytes are gone. Register it again.")
     return data
 
 
-def _loads(name: str, data: bytes, header: dict[str, Any]) -> Any:
+def _loads(name: str, packed: Packed, header: dict[str, Any]) -> Any:
+    data = packed.pickle
     if _release(header["python"]) != _release(platform.python_version()) and _BYTECODE in data:
         raise ModelError(
             f"{name} holds functions that Python {header['python']} compiled, this is {platform.python_version()}: "
             "the one does not run what the other compiled. Register it again from here, or use that Python."
         )
     try:
-        loaded = cloudpickle.loads(data)
+        loaded = _Unpickler(packed).load()
     except Exception as error:
         made = "".join(f" It was made by {each}." for each in _differing(data, header))
         raise ModelError(f"{name} does not load here: {type(error).__name__}: {error}.{made}") from error
@@ -217,26 +238,8 @@ def _release(version: str) -> list[str]:
     return version.split(".")[:2]
 
 
-def collect(database: Database[Any], used: Collection[str]) -> None:
-    """Delete stored bytes that nothing points to, and pieces of uploads that never ended, older than a day.
-
-    Younger ones may belong to somebody who is registering just now.
-    """
-    before = datetime.now(UTC) - _KEEP_UNUSED
-    bucket = _bucket(database)
-    for file in bucket.find({"filename": {"$nin": list(used)}, "uploadDate": {"$lt": before}}):
-        bucket.delete(file._id)
-    files, chunks = database[f"{_BUCKET}.files"], database[f"{_BUCKET}.chunks"]
-    whole = files.distinct("_id")
-    chunks.delete_many({"files_id": {"$nin": whole}, "_id": {"$lt": ObjectId.from_datetime(before)}})
-
-
-def discard(database: Database[Any], digest: str) -> None:
-    """Delete stored bytes that no record points to any more."""
-    bucket = _bucket(database)
-    for file in bucket.find({"filename": digest}):
-        bucket.delete(file._id)
-
-
-def _bucket(database: Database[Any]) -> GridFSBucket:
-    return GridFSBucket(database, bucket_name=_BUCKET, chunk_size_bytes=_CHUNK_BYTES)
+def discard(database: Database[Any], artifact: dict[str, Any]) -> None:
+    """Delete the bytes of an artifact that no record points to any more."""
+    for name in ("sha256", "weights"):
+        if name in artifact:
+            blobs.discard(database, artifact[name])

@@ -14,7 +14,7 @@ from pymongo import DESCENDING, MongoClient
 from pymongo.database import Database
 from pymongo.errors import DuplicateKeyError
 
-from superduper_nb.components import artifacts
+from superduper_nb.components import artifacts, blobs
 from superduper_nb.components.fingerprint import fingerprint
 from superduper_nb.errors import InvalidInputError, NotFoundError, did_you_mean
 
@@ -161,14 +161,12 @@ class ComponentStore:
         current = self.find(kind, id, collection=collection)
         if current and _is_current(current, digest, origin):
             return current, False
-        data = None if obj is None else artifacts.dumps(obj, what=f"The {kind} {id!r}")
-        header = None if data is None else artifacts.save(self.database, data)
+        packed = None if obj is None else artifacts.pack(obj, what=f"The {kind} {id!r}")
+        header = None if packed is None else artifacts.save(self.database, packed)
         extra = {name: value for name, value in (("origin", origin), ("notes", notes)) if value is not None}
         made, new = self._insert(kind, id, collection, text, header, digest, extra)
-        if data is not None:
-            artifacts.save(
-                self.database, data
-            )  # once more: whoever deleted the last user of these bytes took them away
+        if packed is not None:
+            artifacts.save(self.database, packed)
         return made, new
 
     def _insert(
@@ -276,17 +274,16 @@ class ComponentStore:
     def delete(self, kind: Kind, id: str, *, collection: str = "") -> None:
         """Remove every version, and the artifacts that nothing else points to."""
         query = {"kind": kind, "collection": collection, "id": id}
-        digests = self._records.distinct("artifact.sha256", query)
+        stored = [record["artifact"] for record in self._records.find(query, {"artifact": 1}) if record["artifact"]]
         if newest := self.find(kind, id, collection=collection):
             # A version number never comes back with other content: outputs in documents carry it.
             last = {"$max": {"version": newest.version}}
             self._records.update_one({**query, "kind": _DELETED + kind}, last, upsert=True)
         self._records.delete_many(query)
         self._count()
-        for digest in digests:
-            if not self._records.find_one({"artifact.sha256": digest}, {"_id": 1}):
-                artifacts.discard(self.database, digest)
-        artifacts.collect(self.database, self._records.distinct("artifact.sha256"))
+        for artifact in stored:
+            artifacts.discard(self.database, artifact)
+        blobs.collect(self.database)
 
     def trust(self, component: Component) -> Component:
         """Sign a component's artifact as this installation's own: from now on it is loaded here. Nothing is loaded yet.

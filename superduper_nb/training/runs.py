@@ -105,9 +105,10 @@ class RunStore:
         found["values"] = {_field(name): value for name, value in result.values.items()}
         reasons = [{"why": why, "count": count} for why, count in skipped.items()]
         self.update(id, **found, ends=dict(ends), skipped=reasons, ended=datetime.now(UTC))
-        if record := self.get(id):
-            self._drop_checkpoint(record)
+        record = self.get(id)
         self.update(id, checkpoint=None)
+        if record:
+            self._drop_checkpoint(record)
 
     def forget(self, kind: str, collection: str, task: str) -> None:
         """Delete the runs of a task."""
@@ -115,18 +116,19 @@ class RunStore:
             self._forget(run)
 
     def _forget(self, run: Record) -> None:
-        self._drop_checkpoint(run)
         self._history.delete_many({"run": run["_id"]})
         self._runs.delete_one({"_id": run["_id"]})
+        self._drop_checkpoint(run)
 
     # --- checkpoints -------------------------------------------------------------------------------------------
 
     def save_checkpoint(self, id: str, state: Mapping[str, Any]) -> None:
         """Keep a state instead of the one before; whenever this is cut off, one of the two is whole."""
         before = self.get(id)
-        header = artifacts.save(self.database, artifacts.dumps(dict(state), what="The training's checkpoint"))
-        self.update(id, checkpoint=artifacts.seal(_identity(id), header))
-        if before and before["checkpoint"] and before["checkpoint"]["sha256"] != header["sha256"]:
+        packed = artifacts.pack(dict(state), what="The training's checkpoint")
+        self.update(id, checkpoint=artifacts.seal(_identity(id), artifacts.save(self.database, packed)))
+        artifacts.save(self.database, packed)
+        if before:
             self._drop_checkpoint(before)
 
     def load_checkpoint(self, id: str) -> Mapping[str, Any] | None:
@@ -139,7 +141,7 @@ class RunStore:
 
     def _drop_checkpoint(self, record: Record) -> None:
         if record["checkpoint"] is not None:
-            artifacts.discard(self.database, record["checkpoint"]["sha256"])
+            artifacts.discard(self.database, record["checkpoint"])
 
 
 def _identity(id: str) -> dict[str, Any]:

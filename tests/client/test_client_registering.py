@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 import threading
@@ -9,7 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from client_models import double, length, outputs, words
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
 
 import superduper_nb as sd
 from superduper_nb.documents.arrays import Array
@@ -62,6 +68,19 @@ def test_registering_the_same_again_is_a_no_op(docs: sd.Collection[Any], stored:
     assert docs.models.versions("length") == [1]
     assert stored.database["_sddb.components"].count_documents({}) == records
     assert len(docs.jobs.list()) == jobs
+
+
+def test_a_model_that_was_loaded_is_no_new_version_when_it_is_registered_again(docs: sd.Collection[Any]) -> None:
+    given = {
+        "net": torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.LSTM(4, 2)),
+        "forest": RandomForestClassifier(5, random_state=0).fit([[0.0], [1.0], [2.0]], ["a", "b", "c"]),
+        "text": make_pipeline(TfidfVectorizer(), LogisticRegression()).fit(["a bb", "cc dd", "bb ee"], [0, 1, 0]),
+        "partial": functools.partial(length, text="text"),
+    }
+    for name, model in given.items():
+        docs.create_model(name, model)
+        docs.create_model(name, docs.models[name])
+        assert docs.models.versions(name) == [1], name
 
 
 SCRIPT = """

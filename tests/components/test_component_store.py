@@ -14,9 +14,12 @@ import cloudpickle
 import pytest
 import torch
 from bson import ObjectId
+from pymongo import MongoClient
 from pymongo.database import Database
+from pymongo.monitoring import CommandFailedEvent, CommandListener, CommandStartedEvent, CommandSucceededEvent
 
 import superduper_nb as sd
+from superduper_nb.cluster.mongod import connect_options
 from superduper_nb.components import ComponentStore, artifacts
 from superduper_nb.components.cache import CachedStore
 from superduper_nb.components.store import check_identifier
@@ -141,6 +144,42 @@ def test_deleting_beside_registering_never_leaves_a_record_without_its_bytes(
         store.delete("model", "b")
 
 
+class HeldAfterLooking(CommandListener):
+    """Holds a client that has found no record for some bytes, until it may go on."""
+
+    def __init__(self) -> None:
+        self.found_none, self.go_on = threading.Event(), threading.Event()
+
+    def started(self, event: CommandStartedEvent) -> None:
+        """Do nothing."""
+
+    def failed(self, event: CommandFailedEvent) -> None:
+        """Do nothing."""
+
+    def succeeded(self, event: CommandSucceededEvent) -> None:
+        """Hold it at its first question for a record's artifact."""
+        looked_in = event.reply.get("cursor", {}).get("ns", "").partition(".")[2]
+        if event.command_name == "find" and looked_in == "_sddb.runs" and not self.found_none.is_set():
+            self.found_none.set()
+            assert self.go_on.wait(30)
+
+
+def test_bytes_that_are_about_to_be_deleted_are_there_for_whoever_registers_them_meanwhile(
+    store: ComponentStore, database: Mongo, mongo_uri: str
+) -> None:
+    store.put("model", "a", {}, obj=double)
+    held = HeldAfterLooking()
+    options: dict[str, Any] = {**connect_options(), "event_listeners": [held]}
+    with MongoClient[dict[str, Any]](mongo_uri, **options) as client, ThreadPoolExecutor(1) as pool:
+        deleted = pool.submit(ComponentStore(client[database.name]).delete, "model", "a")
+        assert held.found_none.wait(30)
+        store.put("model", "b", {}, obj=double)
+        held.go_on.set()
+        deleted.result()
+    assert store.load(store.get("model", "b"))(2) == 4
+    assert stored(database) == 1
+
+
 # --- deletion ------------------------------------------------------------------------------------------------------
 
 
@@ -192,7 +231,7 @@ def test_a_record_with_a_pickle_of_somebody_else_is_not_loaded(
     canary = tmp_path / "canary"
     evil = cloudpickle.dumps(Canary(canary))
     store.put("model", "mine", {}, obj=double)
-    header = artifacts.save(database, evil)
+    header = artifacts.save(database, artifacts.Packed(evil))
     identity = {"kind": "model", "collection": "", "id": "mine", "version": 1}
     mine = store.get("model", "mine").artifact
     assert mine is not None

@@ -24,6 +24,8 @@ OBJECTS = {
     "defaults": "def obj(x, *, k=(1, 2), table={'a': 1, 'b': [2]}):\n    '''Doc.'''\n    return x, k, table",
     "class": "class Model:\n    size = 3\n    def __init__(self):\n        self.w = [1, 2]\n"
     "    def __call__(self, x):\n        return super().__repr__() and x * self.size\nobj = Model()",
+    "placed": "class Model:\n    __firstlineno__ = __import__('sys')._getframe().f_lineno  # as Python 3.13 does\n"
+    "    def __call__(self, x):\n        return x\nobj = Model()",
     "dataclass": "from dataclasses import dataclass\n@dataclass\nclass M:\n    a: int = 1\n    def predict(self, xs):\n"
     "        return [x + self.a for x in xs]\nobj = M(5)",
     "partial": "from functools import partial\ndef f(a, b):\n    return a + b\nobj = partial(f, 2)",
@@ -137,6 +139,7 @@ def test_what_a_notebook_defined_loads_in_another_process(
         assert done.stdout.strip() == "1", done.stderr
     store = ComponentStore(database)
     loaded = store.load(store.get("model", "m"))
+    assert store.put("model", "m", {}, obj=loaded)[1] is False  # what was loaded is what is there
     assert {"class": lambda: loaded(2) == 6, "globals": lambda: loaded([1, 2]) == 12, "torch": lambda: _runs(loaded)}[
         kind
     ]()
@@ -160,6 +163,11 @@ def test_a_module_beside_the_notebook_travels_with_it(
     assert "my_helpers" not in sys.modules
     store = ComponentStore(database)
     assert store.load(store.get("model", "m"))(2) == 6
+    for factor, version in ((3, "1"), (4, "2")):  # other code in that module is other content
+        (tmp_path / "my_helpers.py").write_text(f"\n\ndef triple(x):\n    return {factor} * x\n")
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
+        assert done.stdout.strip() == version, done.stderr
+    assert store.load(store.get("model", "m"))(2) == 8
 
 
 class Holder:

@@ -130,7 +130,9 @@ def test_what_it_forgets_without_a_checkpoint_is_only_time(digits: Docs, monkeyp
     state = store.load_checkpoint(record["_id"])
     assert state is not None
     assert state["place"]["step"] == 8
-    assert len(digits.database["_sddb.fs.files"].distinct("filename")) == 2  # the model's, and one checkpoint
+    assert (
+        len(digits.database["_sddb.fs.files"].distinct("filename")) == 4
+    )  # the model's two parts, and those of one checkpoint
     store.update(record["_id"], checkpoint=None)
     told: list[int] = []
     control = Control()
