@@ -121,6 +121,25 @@ class Registry(Mapping[str, Any]):
         documents = self._workspace.store.database[self._collection]
         documents.update_many({note: {"$exists": True}}, {"$unset": {path: "", note: ""}})
 
+    def trust(self, id: str, *, version: int | None = None) -> dict[str, Any]:
+        """Vouch for a component that another installation made: from now on its code is loaded and run here.
+
+        Parameters
+        ----------
+        version : int, optional
+            Of it; default: the newest.
+
+        Returns
+        -------
+        dict
+            What it is, with the ``version`` that is trusted.
+        """
+        store = self._workspace.store
+        found = store.get(self._kind, id, collection=self._collection, version=version)
+        signed = store.trust(found).artifact or {}
+        self._workspace.changed()
+        return {"id": id, "version": found.version, "bytes": signed.get("size", 0), "python": signed.get("python")}
+
     def rollback(self, id: str, version: int) -> Jobs:
         """Make the content of an older version the current one again, as a new version.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -40,6 +40,8 @@ class Command:
         Whether it works on a database or collection, which ``--in`` can name.
     examples : str
         Lines at the end of its help.
+    twins : tuple of str
+        What gives the same in Python; `docs` is the collection in use, `client` the connection's, `sd` the package.
     """
 
     name: str
@@ -49,11 +51,12 @@ class Command:
     body: Literal["no", "may", "must"] = "no"
     target: bool = False
     examples: str = ""
+    twins: tuple[str, ...] = field(kw_only=True)
 
     @cached_property
     def parser(self) -> Parser:
         """The parser of its line; made when it is first needed."""
-        parser = Parser(self.name, self.summary, self.examples)
+        parser = Parser(self.name, self.summary, self._ending())
         self.options(parser)
         if self.target:
             parser.add_argument("--in", dest="target", metavar="DB.COLLECTION", help="instead of the collection in use")
@@ -70,6 +73,10 @@ class Command:
             "-o", dest="output", metavar="VARIABLE", type=name_argument, help="bind the result, and show it"
         )
         return parser
+
+    def _ending(self) -> str:
+        examples = f"examples:\n{self.examples}\n\n" if self.examples else ""
+        return f"{examples}in Python:\n" + "\n".join(f"  {twin}" for twin in self.twins)
 
 
 def name_argument(text: str) -> str:

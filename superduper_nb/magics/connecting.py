@@ -147,8 +147,34 @@ _CONNECT: Final = """
   %sddb connect mongodb://localhost:27017 --local""".lstrip("\n")
 
 COMMANDS: Final = (
-    Command("connect", connect, "connect to the cluster", _connect_options, examples=_CONNECT),
-    Command("connections", connections, "list the open connections", _connections_options),
-    Command("use", use, "choose database and collection", _use_options, examples="  %sddb use shop.products --as docs"),
-    Command("status", status, "show each part of the cluster", live_option),
+    Command(
+        "connect",
+        connect,
+        "connect to the cluster",
+        _connect_options,
+        examples=_CONNECT,
+        twins=("sd.connect()",),
+    ),
+    Command(
+        "connections",
+        connections,
+        "list the open connections",
+        _connections_options,
+        twins=("superduper_nb.magics.session.CONNECTIONS",),
+    ),
+    Command(
+        "use",
+        use,
+        "choose database and collection",
+        _use_options,
+        examples="  %sddb use shop.products --as docs",
+        twins=('client["shop"]["products"]',),
+    ),
+    Command(
+        "status",
+        status,
+        "show each part of the cluster",
+        live_option,
+        twins=("client.status()",),
+    ),
 )

@@ -150,16 +150,10 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 def trust(call: Call) -> Note:
     """Vouch for a component that another installation made: from now on its code is loaded and run here."""
-    from superduper_nb.components.store import ComponentStore
-
     registry, id = component(call, call.args.what)
-    known = registry.describe(id)
-    store = ComponentStore(call.database)
-    owner = call.collection.name if KINDS[_kind(call.args.what)] == "collection" else ""
-    found = store.get(known["kind"], id, collection=owner, version=call.args.version)
-    signed = store.trust(found).artifact or {}
-    made = f"{signed.get('size', 0):,} bytes, stored under Python {signed.get('python')}"
-    return Note(f"{call.args.what}, version {found.version}, is trusted here: {made}")
+    found = registry.trust(id, version=call.args.version)
+    made = f"{found['bytes']:,} bytes, stored under Python {found['python']}"
+    return Note(f"{call.args.what}, version {found['version']}, is trusted here: {made}")
 
 
 def _kind(path: str) -> str:
@@ -193,9 +187,22 @@ COMMANDS: Final = (
         _describe_options,
         target=True,
         examples="  %sddb describe\n  %sddb describe models/minilm\n  %sddb describe watchers/minilm/text",
+        twins=("superduper_nb.magics.fields.sampled(docs)", 'docs.models.describe("minilm")'),
     ),
-    Command("stats", stats, "show how much there is", target=True),
-    Command("types", types, "list the types that objects are stored as", target=True),
+    Command(
+        "stats",
+        stats,
+        "show how much there is",
+        target=True,
+        twins=('docs.aggregate([{"$collStats": {"storageStats": {}}}])', 'docs.database.command("dbStats")'),
+    ),
+    Command(
+        "types",
+        types,
+        "list the types that objects are stored as",
+        target=True,
+        twins=("superduper_nb.documents.types.builtin_types()", "docs.types"),
+    ),
     Command(
         "trust",
         trust,
@@ -203,6 +210,12 @@ COMMANDS: Final = (
         _trust_options,
         target=True,
         examples="  %sddb trust models/minilm",
+        twins=('docs.models.trust("minilm")',),
     ),
-    Command("config", config, "list the settings of the connection"),
+    Command(
+        "config",
+        config,
+        "list the settings of the connection",
+        twins=("sd.Config.load()",),
+    ),
 )

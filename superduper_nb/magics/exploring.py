@@ -67,17 +67,34 @@ _EXPLORE: Final = """
   %%sddb explore -n 24 -o seen
   {"price": {"$lt": 50}, "$like": {"text": "something warm"}}
 
-seen.result holds the documents, seen.query the Python that finds them.
-In Python: superduper_nb.widgets.explore.Explorer(docs, …).""".lstrip("\n")
+seen.result holds the documents, seen.query the Python that finds them.""".lstrip("\n")
 
 _MAP: Final = """
   %sddb map --color brand --layout umap -o seen
 
 Draw a lasso (press the mouse a moment, then move): seen.filter is the filter for what is inside, seen.documents() what
 it finds. The layout is computed by seen.job; seen.job.cancel() ends it, and the principal components stay.
-In Python: superduper_nb.widgets.map.EmbeddingMap(docs, …). Needs the extra map.""".lstrip("\n")
+Needs the extra map.""".lstrip("\n")
 
 COMMANDS: Final = (
-    Command("explore", explore, "look around: more like this", _explore_options, "may", target=True, examples=_EXPLORE),
-    Command("map", map, "draw the vectors as a map", _map_options, "may", target=True, examples=_MAP),
+    Command(
+        "explore",
+        explore,
+        "look around: more like this",
+        _explore_options,
+        "may",
+        target=True,
+        examples=_EXPLORE,
+        twins=('superduper_nb.widgets.explore.Explorer(docs, like={"text": "warm scarf"}, n=5)',),
+    ),
+    Command(
+        "map",
+        map,
+        "draw the vectors as a map",
+        _map_options,
+        "may",
+        target=True,
+        examples=_MAP,
+        twins=('superduper_nb.widgets.map.EmbeddingMap(docs, color="color")', 'docs.lay_out("meaning", begin=False)'),
+    ),
 )

@@ -79,8 +79,17 @@ _EXPORT: Final = """
   {"price": {"$lt": 50}}
 
 .json and .jsonl hold MongoDB Extended JSON, which mongoimport reads; .csv and .parquet what notebooks compute with.
-In Python: hits.save("hits.csv").""".lstrip("\n")
+Of a result in hand, hits.save("hits.csv").""".lstrip("\n")
 
 COMMANDS: Final = (
-    Command("export", export, "write documents to a file", _export_options, "may", target=True, examples=_EXPORT),
+    Command(
+        "export",
+        export,
+        "write documents to a file",
+        _export_options,
+        "may",
+        target=True,
+        examples=_EXPORT,
+        twins=('superduper_nb.widgets.export.save(docs.find(), "docs.csv")',),
+    ),
 )

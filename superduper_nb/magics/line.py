@@ -99,11 +99,11 @@ class Parser(argparse.ArgumentParser):
     IPython's own way, ``UsageError``, prints to stderr and leaves a notebook test green.
     """
 
-    def __init__(self, name: str, summary: str, examples: str = "") -> None:
+    def __init__(self, name: str, summary: str, ending: str = "") -> None:
         super().__init__(
             prog=f"%sddb {name}",
             description=summary,
-            epilog=examples and f"examples:\n{examples}",
+            epilog=ending,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             add_help=False,
             allow_abbrev=False,

@@ -99,9 +99,38 @@ def collection_names(database: Database[dict[str, Any]]) -> list[str]:
 
 
 COMMANDS: Final = (
-    Command("databases", databases, "list the databases"),
-    Command("collections", collections, "list the collections of the database in use", target=True),
-    Command("models", models, "list the models", target=True),
-    Command("watchers", watchers, "list the watchers", target=True),
-    Command("indexes", indexes, "list the semantic indexes", target=True),
+    Command(
+        "databases",
+        databases,
+        "list the databases",
+        twins=("client.list_database_names()",),
+    ),
+    Command(
+        "collections",
+        collections,
+        "list the collections of the database in use",
+        target=True,
+        twins=("docs.database.list_collection_names()",),
+    ),
+    Command(
+        "models",
+        models,
+        "list the models",
+        target=True,
+        twins=('client.services.models("shop")',),
+    ),
+    Command(
+        "watchers",
+        watchers,
+        "list the watchers",
+        target=True,
+        twins=('docs.watchers.describe("minilm/text")',),
+    ),
+    Command(
+        "indexes",
+        indexes,
+        "list the semantic indexes",
+        target=True,
+        twins=('docs.semantic_indexes.describe("meaning")', "client.services.indexes()"),
+    ),
 )

@@ -96,7 +96,16 @@ _MODEL: Final = """
 The body is Python and runs as any other cell does. A class is called without arguments.""".lstrip("\n")
 
 COMMANDS: Final[tuple[Command, ...]] = (
-    Command("model", model, "define a model and register it", _model_options, "must", target=True, examples=_MODEL),
+    Command(
+        "model",
+        model,
+        "define a model and register it",
+        _model_options,
+        "must",
+        target=True,
+        examples=_MODEL,
+        twins=('docs.create_model("length", length, type="vector")',),
+    ),
     Command(
         "predict",
         predict,
@@ -105,5 +114,6 @@ COMMANDS: Final[tuple[Command, ...]] = (
         body="must",
         target=True,
         examples='  %%sddb predict minilm -o vector\n  "a red scarf"',
+        twins=('docs.predict("minilm", "a red scarf")', 'docs.predict_many("minilm", ["a red scarf", "a hat"])'),
     ),
 )

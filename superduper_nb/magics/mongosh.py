@@ -200,5 +200,6 @@ COMMANDS: Final = (
         body="must",
         target=True,
         examples="  %%sddb\n  db.products.find({price: {$lt: 50}}).sort({price: -1}).limit(5)",
+        twins=('docs.find({"price": {"$lt": 50}}).sort({"price": -1}).limit(5)',),
     ),
 )

@@ -139,10 +139,52 @@ def _logs_options(parser: Parser) -> None:
 
 
 COMMANDS: Final = (
-    Command("jobs", jobs, "list jobs", _jobs_options, target=True),
-    Command("wait", wait, "wait for jobs, with progress", _wait_options, target=True),
-    Command("watch", watch, "follow what a job prints", _watch_options, target=True),
-    Command("cancel", cancel, "cancel jobs", _ids_options, target=True),
-    Command("retry", retry, "queue jobs again", _ids_options, target=True),
-    Command("logs", logs, "show what a job printed", _logs_options, target=True),
+    Command(
+        "jobs",
+        jobs,
+        "list jobs",
+        _jobs_options,
+        target=True,
+        twins=("docs.jobs.list()",),
+    ),
+    Command(
+        "wait",
+        wait,
+        "wait for jobs, with progress",
+        _wait_options,
+        target=True,
+        twins=("docs.jobs[id].wait()",),
+    ),
+    Command(
+        "watch",
+        watch,
+        "follow what a job prints",
+        _watch_options,
+        target=True,
+        twins=("docs.watch_job(id)",),
+    ),
+    Command(
+        "cancel",
+        cancel,
+        "cancel jobs",
+        _ids_options,
+        target=True,
+        twins=("docs.jobs[id].cancel()",),
+    ),
+    Command(
+        "retry",
+        retry,
+        "queue jobs again",
+        _ids_options,
+        target=True,
+        twins=("docs.jobs[id].retry()",),
+    ),
+    Command(
+        "logs",
+        logs,
+        "show what a job printed",
+        _logs_options,
+        target=True,
+        twins=("docs.jobs[id].logs()",),
+    ),
 )

@@ -111,8 +111,18 @@ COMMANDS: Final = (
         body="may",
         target=True,
         examples='  %%sddb insert\n  [{"text": "a red scarf"}]\n\n  %sddb insert --from frame',
+        twins=('docs.insert_many([{"text": "red scarf"}])', 'docs.insert_many(frame.to_dict("records"))'),
     ),
-    Command("update", update, "change documents", _update_options, body="must", target=True, examples=_UPDATE),
+    Command(
+        "update",
+        update,
+        "change documents",
+        _update_options,
+        body="must",
+        target=True,
+        examples=_UPDATE,
+        twins=('docs.update_many({"color": "red"}, {"$set": {"price": 30}})',),
+    ),
     Command(
         "delete",
         delete,
@@ -121,5 +131,6 @@ COMMANDS: Final = (
         body="must",
         target=True,
         examples='  %%sddb delete --yes\n  {"price": {"$gt": 100}}',
+        twins=('docs.delete_many({"price": {"$gt": 100}})',),
     ),
 )
