@@ -140,6 +140,7 @@ class Collection(DerivingCollection[_DocumentType]):
         measure: str = "cosine",
         *,
         filter: Mapping[str, Any] | None = None,
+        features: Mapping[str, str] | None = None,
         index: IndexOptions | None = None,
         loss: str | None = None,
         metrics: Sequence[str] = (),
@@ -160,6 +161,9 @@ class Collection(DerivingCollection[_DocumentType]):
             ``"cosine"``, ``"dot"``, ``"l2"`` or a registered one.
         filter : mapping, optional
             Only documents that match it.
+        features : mapping of str to str, optional
+            ``{key: model}``: the output of that model on that key in the place of the raw value, in documents, queries
+            and training alike; default: those of the first pair's watcher, where there is one.
         index : IndexOptions, optional
             How it is kept and searched: ``sd.IndexOptions(kind="scan", compact=True)``; default: chosen by its size.
         loss : str, optional
@@ -185,25 +189,27 @@ class Collection(DerivingCollection[_DocumentType]):
         _check_pairs(workspace, models, keys)
         if measure not in BUILTIN:
             workspace.store.get("measure", measure)
+        read = self._read_by(f"{models[0]}/{keys[0]}", features)
         definition: dict[str, Any] = {
             "models": list(models),
             "keys": list(keys),
             "measure": measure,
             "filter": self._checked(filter),
+            **({"features": read} if read else {}),
             **_kept_as(index, measure),
         }
         code: dict[str, Any] = {}
         if loss is not None:
             _check_sides(workspace, models, splitter)
             training = check_training(workspace, "semantic_index", loss=loss, metrics=metrics, training=training)
-            sets = check_validation_sets(workspace, self.name, validation_sets)
+            sets = check_validation_sets(workspace, self.name, validation_sets, read)
             definition |= {"splitter": splitter, **trained_as(loss, metrics, sets, training)}
             code = training.code()
         elif training is not None or metrics or splitter or validation_sets:
             raise InvalidInputError("training=, metrics=, splitter= and validation_sets= need a loss= to train with.")
         jobs = Jobs(workspace, {})
         if f"{models[0]}/{keys[0]}" not in self.watchers:
-            jobs = self._watch(Watcher(self.name, models[0], keys[0], definition["filter"]), compute=loss is None)
+            jobs = self._watch(Watcher(self.name, models[0], keys[0], definition["filter"], read), compute=loss is None)
         made, new = workspace.store.put("semantic_index", id, definition, collection=self.name, obj=code or None)
         workspace.changed()
         if loss is not None:
@@ -214,6 +220,16 @@ class Collection(DerivingCollection[_DocumentType]):
             )
         workspace.services.describe_index(self.database.name, self.name, id)  # loaded before the first search comes
         return jobs
+
+    def _read_by(self, watcher: str, features: Mapping[str, str] | None) -> dict[str, str]:
+        """Return what the watcher of an index reads in the place of raw values; it and the index read the same."""
+        made = self._workspace.store.find("watcher", watcher, collection=self.name)
+        if made is None:
+            return dict(features or {})
+        there = dict(made.definition["features"])
+        if features is not None and dict(features) != there:
+            raise InvalidInputError(f"features={dict(features)}: the watcher {watcher!r} was created with {there}.")
+        return there
 
     def create_imputation(
         self,

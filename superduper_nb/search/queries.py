@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from typing import Any, Final
 
 import numpy as np
 
 from superduper_nb.components.store import Component
 from superduper_nb.documents.codec import Codec
-from superduper_nb.documents.paths import BASE, get_path
+from superduper_nb.documents.paths import BASE, get_path, set_path
 from superduper_nb.errors import InvalidInputError, ModelError, NotFoundError
 from superduper_nb.models.apply import ItemError
 from superduper_nb.search.measures import Floats, Measure, check_query
@@ -74,8 +75,7 @@ class QueryVectors:
         """Return the vectors of examples; each model is called once."""
         found: list[Floats | None] = [None] * len(likes)
         inputs: dict[str, dict[int, Any]] = {}
-        for i, like in enumerate(likes):
-            decoded = self._codec.decode(dict(like))
+        for i, decoded in enumerate(self._seen([self._codec.decode(dict(like)) for like in likes])):
             if (by := self._model_for(decoded)) is not None:
                 inputs.setdefault(by[0], {})[i] = by[1]
             elif "_id" in decoded:
@@ -88,6 +88,17 @@ class QueryVectors:
             for i, output in zip(values, outputs, strict=True):
                 found[i] = self._checked(_vector_of(model, output))
         return [vector for vector in found if vector is not None]
+
+    def _seen(self, likes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return examples as the index's models see documents: with outputs of others in the place of raw values."""
+        features = self._component.definition.get("features") or {}
+        likes = deepcopy(likes) if features else likes
+        for key, model in features.items():
+            having = [like for like in likes if get_path(like, key, _MISSING) is not _MISSING]
+            outputs = self._encode(model, [get_path(like, key, _MISSING) for like in having], None) if having else []
+            for like, output in zip(having, outputs, strict=True):
+                set_path(like, key, _vector_of(model, output))
+        return likes
 
     def _model_for(self, like: Mapping[str, Any]) -> tuple[str, Any] | None:
         """Return the first model whose key an example has, and what is there."""

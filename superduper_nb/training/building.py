@@ -9,6 +9,7 @@ from superduper_nb.components import Component
 from superduper_nb.errors import InvalidInputError, did_you_mean
 from superduper_nb.models import Loader, batches
 from superduper_nb.search.measures import BUILTIN, Measure
+from superduper_nb.training.estimators import EstimatorTrainer, is_estimator
 from superduper_nb.training.imputation import ImputationTrainer, Labels, class_weights
 from superduper_nb.training.losses import CLASSIFYING, PAIR_LOSSES, TARGET_LOSSES
 from superduper_nb.training.metrics import RETRIEVAL_HELP, TARGET_METRICS, retrieval_metric
@@ -129,9 +130,10 @@ class Builder:
             counts = count(key)
             labels = Labels(tuple(counts), several=definition["loss"] == "bce")
             weights = class_weights(self._training.class_weights, counts)
-        if self._training.class_weights is not None and labels is None:
+        made = EstimatorTrainer if is_estimator(side.module) else ImputationTrainer
+        if self._training.class_weights is not None and labels is None and made is ImputationTrainer:
             raise InvalidInputError(f"class_weights= needs classes: loss={' or '.join(CLASSIFYING)}, and no target=.")
-        return ImputationTrainer(sides=[side], target_key=key, target=target, labels=labels, weights=weights, **common)
+        return made(sides=[side], target_key=key, target=target, labels=labels, weights=weights, **common)
 
     def _side(self, model: str, key: str) -> Side:
         bundle = self.bundles[model]

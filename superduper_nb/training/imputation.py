@@ -12,7 +12,7 @@ from superduper_nb.models import batches
 from superduper_nb.training.metrics import measured
 from superduper_nb.training.trainer import Side, Trainer, mean
 
-__all__ = ["ImputationTrainer", "Labels", "Number", "class_weights"]
+__all__ = ["ImputationTrainer", "Labels", "Number", "class_weights", "targets_of"]
 
 _MISSING = object()
 
@@ -105,7 +105,7 @@ class ImputationTrainer(Trainer):
         inputs, targets = zip(*samples, strict=True)
         if isinstance(self.target, Side):
             return self.sides[0].collate(list(inputs)), self.target.collate(list(targets))
-        return self.sides[0].collate(list(inputs)), _tensor(list(targets))
+        return self.sides[0].collate(list(inputs)), targets_of(list(targets))
 
     def step(self, batch: Any) -> Any:
         """Return the loss of a batch."""
@@ -165,7 +165,8 @@ class ImputationTrainer(Trainer):
         return {**bundle, "postprocess": self.labels or Number()}
 
 
-def _tensor(targets: list[Any]) -> Any:
+def targets_of(targets: list[Any]) -> Any:
+    """Build a batch of targets: of numbers in float32, of classes as they are."""
     import torch
 
     if isinstance(targets[0], (float, list)) and not isinstance(targets[0], bool):

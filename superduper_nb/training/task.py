@@ -16,8 +16,7 @@ from superduper_nb.errors import InvalidInputError, NotFoundError
 from superduper_nb.models import Loader
 from superduper_nb.training.building import Builder
 from superduper_nb.training.data import Documents, FrozenDocuments, Samples, Skipped
-from superduper_nb.training.estimators import fit, is_estimator
-from superduper_nb.training.imputation import ImputationTrainer
+from superduper_nb.training.fitting import Fitter, Fitting
 from superduper_nb.training.loop import Loop, Onlooker, Result
 from superduper_nb.training.options import Training
 from superduper_nb.training.runs import RunRecorder, RunStore, Told
@@ -99,9 +98,9 @@ class Run:
         recorder = RunRecorder(self._runs, self.id, told)
         self._runs.update(self.id, total=total, documents=len(train.documents))
         self._trainer = trainer
-        if isinstance(trainer, ImputationTrainer) and is_estimator(trainer.sides[0].module):
-            result = fit(trainer, self.training, train, validation, recorder, onlooker)
-            return Trained(result, {}, self._skipped)
+        if isinstance(trainer, Fitter):
+            fitting = Fitting(trainer, self.training, train, validation, total, recorder, onlooker)
+            return Trained(fitting.run(checkpoint), {}, self._skipped)
         if trainer.loss is None and self.task.kind == "imputation":
             raise InvalidInputError("The model is a torch module: say by which loss= it is to be trained.")
         stepper = Stepper(trainer, self.training, total)

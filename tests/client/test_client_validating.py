@@ -71,6 +71,18 @@ def test_a_document_may_be_in_several_sets_and_what_is_there_stays(docs: Docs, d
         docs.validation_sets["few"]
 
 
+def test_making_a_set_triggers_no_watcher_and_what_it_copied_stays_watched(docs: Docs, database: Any) -> None:
+    """PEER 2.4: documents of a set were inserted anew, and all watchers computed on them."""
+    jobs = {job.id for job in docs.jobs}
+    assert not docs.create_validation_set("all")
+    assert {job.id for job in docs.jobs} == jobs
+    assert outputs(database[COPIES]) == {}
+    # A document of the validation fold itself is watched as any other.
+    assert docs.insert_one({"_id": 100, "text": "four", "_fold": "valid"}).jobs
+    assert docs.update_one({"_id": 4}, {"$set": {"text": "seven"}}).jobs
+    assert [docs.find_one(id)["_outputs"]["text"]["length"] for id in (100, 4)] == [4, 5]
+
+
 def test_a_splitter_makes_pairs(docs: Docs, database: Any, other_client: sd.Client[Any]) -> None:
     docs.create_validation_set("pairs", {"text": {"$gt": ""}}, splitter="halves")
     pairs = list(other_client[database.name]["docs"].validation_sets["pairs"].pairs())

@@ -24,6 +24,17 @@ def _home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="package", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Let torch compute in one thread: two wait for each other where there are no more cores than tests."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def client(mongo_uri: str) -> Iterator[sd.Client[Document]]:
     with sd.Client[Document](mongo_uri) as made:

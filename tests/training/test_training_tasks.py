@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from test_training_durable import After, Killed, kill, work
 from training_models import DIGITS, bag, net, pixels
 
 import superduper_nb as sd
 from superduper_nb.errors import ConflictError, InvalidInputError, JobFailedError, NotFoundError
+from superduper_nb.jobs.outputs import Control
 from superduper_nb.models import Predictor
 from superduper_nb.widgets.jobs import jobs_html, jobs_text, snapshot
 
@@ -114,6 +116,42 @@ def test_an_empty_valid_fold_is_no_error(digits: Docs) -> None:
     assert filter == {"_id": {"$lt": 100}}  # PEER 2.4: _fold leaked into it
     assert digits.imputations["digit"]["filter"] == filter
     assert "is empty" in jobs["train digit"].logs()[0]["text"]
+
+
+def test_a_filter_is_left_as_it_was(digits: Docs) -> None:
+    """PEER 2.4: ``_fold`` leaked into the user's filter, and into what was stored."""
+    filter: dict[str, Any] = {"_id": {"$lt": 100}}
+    impute(digits, sd.Training(max_steps=2), filter=filter)
+    assert filter == {"_id": {"$lt": 100}}
+    assert digits.imputations["digit"]["filter"] == digits.watchers["net/img"]["filter"] == filter
+
+
+def test_folds_are_those_of_who_inserts_and_may_be_drawn_anew(docs: Docs, digit_rows: list[dict[str, Any]]) -> None:
+    """PEER 2.4: no stratification, and the fold was fixed at the insert."""
+    from sklearn.model_selection import train_test_split
+
+    rows = [{**row} for row in digit_rows if "label" in row]
+    _, held = train_test_split(rows, test_size=0.2, stratify=[row["label"] for row in rows], random_state=0)
+    chosen = {row["_id"] for row in held}
+    docs.create_model("net", net())
+    docs.insert_many([{**row, "_fold": "valid" if row["_id"] in chosen else "train"} for row in rows])
+    for label in DIGITS:
+        folds = [row["_fold"] for row in docs.find({"label": label})]
+        assert folds.count("valid") / len(folds) == pytest.approx(0.2, abs=0.01)
+    docs.create_function("number", DIGITS.index)
+    docs.create_metric("rows", lambda outputs, targets: len(targets))
+    options = {"metrics": ["rows"], "target": "number", "training": sd.Training(max_steps=1)}
+    docs.create_imputation("digit", "net", "img", target_key="label", loss="cross_entropy", **options)
+    assert set(curve(docs, "valid.rows")) == {len(held)}
+    docs.update_many({"_id": {"$in": sorted(chosen)[:100]}}, {"$set": {"_fold": "train"}})
+    docs.imputations["digit"].train()
+    assert set(curve(docs, "valid.rows")) == {len(held) - 100}
+
+
+@pytest.mark.parametrize(("seconds", "steps"), [(0.0, [0, 1, 2, 3, 4, 5, 6]), (3600.0, [0, 6])])
+def test_it_validates_every_so_many_seconds_and_at_the_end(digits: Docs, seconds: float, steps: list[int]) -> None:
+    impute(digits, sd.Training(max_steps=6, validate_every_s=seconds))
+    assert digits.imputations["digit"].history["valid.loss"].dropna().index.tolist() == steps
 
 
 def test_any_result_can_be_monitored_and_stops_early(digits: Docs) -> None:
@@ -253,6 +291,43 @@ def test_estimators_are_fitted(digits: Docs) -> None:
     assert "by which loss=" in (jobs["train wrong"].error or "")
 
 
+def test_a_killed_fit_in_batches_goes_on(digits: Docs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An estimator's own random numbers included; and the best of what was monitored is kept."""
+    from sklearn.linear_model import SGDClassifier
+
+    def queued() -> Any:
+        with monkeypatch.context() as patch:
+            patch.setattr(digits._workspace.services, "notify", lambda database, jobs: None)
+            how = sd.Training(epochs=4, batch_size=50, checkpoint_every_s=0, monitor="valid.accuracy")
+            jobs = digits.create_imputation("fit", "sgd", "img", None, "label", metrics=["accuracy"], training=how)
+        return digits._workspace.jobs.claim(jobs["train fit"].id, "me")
+
+    digits.create_model("sgd", SGDClassifier(loss="log_loss", eta0=0.5, learning_rate="constant"))
+    work(digits, queued()).run(["run"], Control())
+    unbroken = digits.models["sgd"].coef_
+    expected = digits.imputations["fit"].history.drop(columns="time")
+    run = digits.imputations["fit"].runs.iloc[0]
+    assert len(expected) == 4
+    assert run["best"] == expected["valid.accuracy"].max()
+    digits.imputations.delete("fit")
+    digits.models.rollback("sgd", 1)
+    record = queued()
+    for steps in (7, 33):
+        with pytest.raises(Killed):
+            work(digits, record).run(["run"], After(steps, kill))
+        np.random.rand(5)  # the generator that the estimator draws from
+    heard: list[int] = []
+    control = Control()
+    monkeypatch.setattr(control, "tell", heard.append)
+    work(digits, record).run(["run"], control)
+    assert heard[0] == 32  # not from the start, and not from the start of the epoch
+    assert np.array_equal(digits.models["sgd"].coef_, unbroken)
+    assert digits.imputations["fit"].history.drop(columns="time").equals(expected)
+    # What our own loop alone would heed is refused.
+    jobs = digits.create_imputation("no", "sgd", "img", None, "label", training=sd.Training(epochs=1, lr=0.1))
+    assert "lr=0.1: EstimatorTrainer has a loop of its own" in (jobs["train no"].error or "")
+
+
 def emoji() -> list[dict[str, Any]]:
     """Return 1 915 emoji with their names and keywords."""
     path = distribution("emojis.py").locate_file("emojis/database/data.json")
@@ -288,6 +363,35 @@ def test_two_towers_learn_to_find_each_other(docs: Docs) -> None:
         found = docs.find({"_fold": "valid"}, like={"tags": document["tags"]}, n=10)
         hits += document["_id"] in [each["_id"] for each in found]
     assert hits / len(valid) == pytest.approx(after, abs=0.02)
+
+
+class Reads(torch.nn.Module):
+    """A tower that notes which inputs it was given."""
+
+    def __init__(self, kind: type) -> None:
+        super().__init__()
+        self.kind, self.layer = kind, torch.nn.Linear(1, 4)
+
+    def preprocess(self, value: Any) -> torch.Tensor:
+        assert isinstance(value, self.kind), f"this tower reads {self.kind.__name__}, not {value!r}"
+        return torch.tensor([float(len(value))])
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.layer(x)
+
+
+def test_each_tower_gets_its_own_key_in_training_and_validation(docs: Docs) -> None:
+    """PEER 2.4: validation shuffled the list of inputs, so a model might get the other one's column."""
+    rows = [{"text": "x" * n, "words": ["y"] * n, "_fold": "train" if n % 3 else "valid"} for n in range(1, 40)]
+    docs.insert_many(rows)
+    docs.create_model("texts", Reads(str), type="vector")
+    docs.create_model("lists", Reads(list), type="vector")
+    how = sd.Training(max_steps=4, validate_every=1)
+    jobs = docs.create_semantic_index(
+        "meaning", ["texts", "lists"], ["text", "words"], loss="info_nce", metrics=["mrr"], training=how
+    )
+    assert jobs["train meaning"].failures["count"] == 0
+    assert len(docs.semantic_indexes["meaning"].history["valid.mrr"].dropna()) == 5
 
 
 def test_one_tower_and_a_splitter(docs: Docs) -> None:
@@ -373,6 +477,51 @@ def test_frozen_models_stay_and_features_are_read(digits: Docs) -> None:
     assert digits.models.versions("teacher") == [1]
     losses = curve(digits, task="distil")
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("own_watcher", [False, True])
+def test_an_index_learns_and_searches_by_features(docs: Docs, own_watcher: bool) -> None:
+    """A head on stored vectors: training, documents and queries go through the same two models."""
+    docs.create_model("body", bag(0), type="vector")
+    docs.create_watcher("body", "name")
+    docs.create_watcher("body", "tags")
+    docs.insert_many(emoji()[:600])
+    torch.manual_seed(0)
+    docs.create_model("head", torch.nn.Linear(16, 8), type="vector")
+    features = {"name": "body", "tags": "body"}
+    if own_watcher:
+        docs.create_watcher("head", "name", features=features)
+        with pytest.raises(InvalidInputError, match="the watcher 'head/name' was created with"):
+            docs.create_semantic_index("meaning", ["head"], ["name"], features={})
+    jobs = docs.create_semantic_index(
+        "meaning",
+        ["head", "head"],
+        ["name", "tags"],
+        features=None if own_watcher else features,
+        loss="info_nce",
+        metrics=["recall@10"],
+        training=sd.Training(epochs=3, lr=1e-2),
+    )
+    assert jobs["train meaning"].status == "succeeded", jobs["train meaning"].error
+    assert jobs["train meaning"].failures["count"] == 0
+    history = docs.semantic_indexes["meaning"].history
+    assert history["valid.loss"].dropna().iloc[-1] < history["valid.loss"].dropna().iloc[0]
+    assert docs.models.versions("body") == [1]
+    body, head = Predictor(docs.models["body"]), docs.models["head"]
+    found = docs.find_one({"_id": 5})
+    assert found is not None
+
+    def encoded(text: str) -> torch.Tensor:
+        return head(body.predict(text).clone()[None])[0].detach()
+
+    vector = encoded(found["name"])
+    assert torch.allclose(torch.tensor(np.array(found["_outputs"]["name"]["head"])), vector, atol=1e-6)
+    (nearest,) = docs.find(like={"name": found["name"]}, n=1)
+    assert nearest["_score"] == pytest.approx(1.0)
+    assert nearest["name"] == found["name"]
+    (other,) = docs.find(like={"tags": found["tags"]}, n=1)
+    true = torch.cosine_similarity(encoded(found["tags"]), encoded(other["name"]), dim=0)
+    assert other["_score"] == pytest.approx(float(true), abs=1e-5)
 
 
 def test_registering_checks_names(digits: Docs) -> None:
