@@ -317,6 +317,8 @@ class Dispatcher:
         if part.attempts <= _TRUSTED_LOSSES + 1:
             job.again.append(part)
         elif len(part.ids) > 1:
+            # Each is suspected, and none has done anything yet: where a model leaks, workers die of what others left.
+            part.attempts = _TRUSTED_LOSSES + 1
             job.again.extend(part.split(_PIECES))
         elif part.attempts <= _TRUSTED_LOSSES + _ATTEMPTS:
             job.again.append(part)

@@ -50,6 +50,9 @@ _MANY: Final = 1000
 _TOO_MANY: Final = 100_000
 """So many changes are kept back at most."""
 _ACT_EVERY_S: Final = 0.2
+_WRITE_S: Final = 1.0
+"""So long at most the stream is not read because somebody is writing; then it is read for as long."""
+_STEP_S: Final = 0.05
 _PAUSE_S: Final = 1.0
 _UNRESUMABLE: Final = {260, 280, 286}  # InvalidResumeToken, ChangeStreamFatalError, ChangeStreamHistoryLost
 _NO_STREAMS: Final = 40573
@@ -110,7 +113,7 @@ class _Database:
         self._noted: dict[str, list[Change]] = {}
         self._deleted: dict[str, datetime] = {}
         """For each collection, when something was last deleted."""
-        self._since = self._renewed = self._saved = self._acted = 0.0
+        self._since = self._renewed = self._saved = self._acted = self._reads_until = 0.0
 
     def run(self) -> None:
         """Follow until stopped, whatever happens to the stream."""
@@ -170,6 +173,7 @@ class _Database:
                     if self._collections() != collections:
                         self._go_back()
                         return
+                self._let_write()
                 event = stream.try_next()
                 if event is not None:
                     self._note(event)
@@ -180,6 +184,17 @@ class _Database:
         if not self._stop.is_set():  # the database was dropped: its stream can't be resumed, and there is nothing left
             self._database["_sddb.follow"].delete_one({"_id": "outputs"})
             self._stop.wait(_PAUSE_S)
+
+    def _let_write(self) -> None:
+        """Wait while a client of ours is in the midst of a write: to read what it writes would take MongoDB from it."""
+        if (begun := time.monotonic()) < self._reads_until:
+            return
+        held, now = {"state": "pending", "hold": {"$ne": None}}, begun
+        while self._database[COLLECTION].find_one(held, {"_id": 1}) and now - begun < _WRITE_S:
+            if self._stop.wait(_STEP_S):
+                break
+            now = time.monotonic()
+        self._reads_until = now + max(_STEP_S, now - begun)
 
     def _collections(self) -> set[str]:
         return {watcher.collection for watcher in self._watchers()}

@@ -60,6 +60,7 @@ class Server:
     def start(self) -> None:
         options = [f"--port={self.port}", "--ServerApp.port_retries=0", "--no-browser", "--allow-root"]
         options += [f"--IdentityProvider.token={TOKEN}", f"--notebook-dir={self._home}"]
+        options += ["--ServerApp.jpserver_extensions={'superduper_nb': True}"]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "jupyter", "server", *options],
@@ -161,8 +162,6 @@ def rig_in(folder: Path, data: Path | None = None) -> Iterator[Rig]:
         for kind in ("data", "runtime", "config"):
             (folder / kind).mkdir(mode=0o700, parents=True)
             patch.setenv(f"JUPYTER_{kind.upper()}_DIR", str(folder / kind))
-        enabled = {"ServerApp": {"jpserver_extensions": {"superduper_nb": True}}}
-        (folder / "config" / "jupyter_server_config.json").write_text(json.dumps(enabled))
         rig = Rig(folder, data)
         try:
             yield rig

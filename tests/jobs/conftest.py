@@ -52,9 +52,9 @@ def pool(_home: None, mongo_uri: str) -> Iterator[DaskPool]:
     pool.close()
 
 
-@pytest.fixture
-def own_pool(mongo_uri: str) -> Iterator[DaskPool]:
-    """Return two real worker processes for this test alone."""
+@pytest.fixture(scope="module")
+def mortal_pool(mongo_uri: str) -> Iterator[DaskPool]:
+    """Return two real worker processes, shared by the tests that kill some of it: each leaves it whole."""
     pool = DaskPool(workers=2, environment={"SUPERDUPER_MONGODB__URI": mongo_uri})
     pool.start()
     yield pool

@@ -104,6 +104,27 @@ def test_the_document_that_kills_workers_is_found_and_the_others_are_done(
     assert "killed its worker" in world.docs.find_one({"_id": 77})["_sddb"]["outputs"]["m/x"]["error"]  # type: ignore[index]
 
 
+def test_a_document_that_two_workers_died_with_that_were_worn_out_before_is_done(
+    world: World, watcher: Any, dispatch: Start
+) -> None:
+    """A model that leaks: whoever comes last dies of what the others left, and once more with the other worker."""
+    pool, losses = ThreadPool(), [2]
+
+    def lose(ids: list[Any]) -> BaseException | None:
+        if 77 in ids and (len(ids) > 1 or losses[0]):
+            losses[0] -= len(ids) == 1
+            return lost_worker()
+        return None
+
+    pool.lose = lose
+    dispatcher = dispatch(pool)
+    jobs = world.insert(rows(1000))
+    dispatcher.notify(world.database.name)
+    assert world.ended(jobs["m/x"])["failures"]["count"] == 0
+    assert losses == [0]
+    assert Oracle(world, watcher, double).check(range(1000)) == GOOD
+
+
 def test_a_model_that_always_kills_its_worker_ends_the_job_with_the_reason(
     world: World, watcher: Any, dispatch: Start
 ) -> None:

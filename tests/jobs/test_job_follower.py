@@ -12,6 +12,7 @@ from pymongo import MongoClient
 from superduper_nb.jobs.changes import Change, untouched
 from superduper_nb.jobs.dispatcher import Dispatcher
 from superduper_nb.jobs.follower import Follower
+from superduper_nb.jobs.values import NewJob
 from superduper_nb.jobs.watchers import Watcher
 
 pytestmark = pytest.mark.usefixtures("worker_here")
@@ -70,6 +71,16 @@ def test_our_own_writes_are_not_planned_twice(world: World, oracle: Oracle, foll
     world.docs.insert_one({"_id": 99, "x": 99})  # behind them in the stream
     until(lambda: oracle.check([*range(20), 99]) == GOOD, 30)
     assert world.database["_sddb.jobs"].count_documents({"kind": "outputs"}) == 21
+
+
+def test_a_writer_that_does_not_come_to_its_end_keeps_no_write_of_others_back(
+    world: World, oracle: Oracle, follow: Callable[[], Follower]
+) -> None:
+    """What our clients write is not read while they write; a job that is held for ever looks as if one did."""
+    world.store.create([NewJob("outputs", "m/x", "elsewhere", "m/x", {"ids": [1]}, 1)], held=True)
+    follow()
+    world.docs.insert_many([{"_id": i, "x": i} for i in range(300)])
+    until(lambda: oracle.check(range(300)) == GOOD | {"unfinished": 1}, 20, "outputs of the inserts")
 
 
 def test_a_copy_that_brings_bookkeeping_along_is_no_document_of_ours(

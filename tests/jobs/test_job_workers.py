@@ -11,18 +11,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from bson import ObjectId
-from job_world import GOOD, Oracle, World, descendants, until
+from job_world import GOOD, Effects, Oracle, World, descendants, until
 from pymongo import MongoClient
 
 from superduper_nb.cluster.dask import DaskPool
 from superduper_nb.cluster.mongod import Mongod, connect_options
 from superduper_nb.jobs.dispatcher import Dispatcher
+from tests.drills.drill_rig import Server
 
 Start = Callable[..., Dispatcher]
 
@@ -155,16 +157,16 @@ def test_cancel_stops_in_the_middle_of_a_chunk(world: World, pool: DaskPool, dis
     world.store.cancel(after["m/x"])
 
 
-def test_one_document_that_ends_its_worker_fails_alone(world: World, own_pool: DaskPool, dispatch: Start) -> None:
+def test_one_document_that_ends_its_worker_fails_alone(world: World, mortal_pool: DaskPool, dispatch: Start) -> None:
     world.model("m", deadly)
     watcher = world.watcher("m", "x")
-    dispatcher = dispatch(own_pool)
-    jobs = world.insert(rows(60))
+    dispatcher = dispatch(mortal_pool)
+    jobs = world.insert(rows(8, 30))
     dispatcher.notify(world.database.name)
     record = world.ended(jobs["m/x"], 150)
     assert record["state"] == "succeeded"
     assert [failure["_id"] for failure in record["failures"]["first"]] == [33]
-    assert Oracle(world, watcher, double).check(range(60), failed=[33]) == GOOD
+    assert Oracle(world, watcher, double).check(range(30, 38), failed=[33]) == GOOD
 
 
 def kill_worker(pool: DaskPool) -> None:
@@ -178,20 +180,20 @@ def kill_host(pool: DaskPool) -> None:
 
 @pytest.mark.parametrize("kill", [kill_worker, pytest.param(kill_host, marks=pytest.mark.slow)])
 def test_kill_nine_of_a_part_of_the_pool_loses_nothing(
-    world: World, own_pool: DaskPool, dispatch: Start, kill: Callable[[DaskPool], None]
+    world: World, mortal_pool: DaskPool, dispatch: Start, kill: Callable[[DaskPool], None]
 ) -> None:
     rng = seeded()
     world.model("m", slow_double)
     watcher = world.watcher("m", "x")
-    dispatcher = dispatch(own_pool)
-    jobs = world.insert(rows(3000))
+    dispatcher = dispatch(mortal_pool)
+    jobs = world.insert(rows(1500))
     dispatcher.notify(world.database.name)
     until(lambda: world.store.get(jobs["m/x"])["state"] == "running")
     time.sleep(rng.random())
-    kill(own_pool)
+    kill(mortal_pool)
     assert world.ended(jobs["m/x"], 90)["state"] == "succeeded"
-    assert Oracle(world, watcher, double).check(range(3000)) == GOOD
-    until(lambda: own_pool.describe()["workers"] == 2, 30, "a full pool")
+    assert Oracle(world, watcher, double).check(range(1500)) == GOOD
+    until(lambda: mortal_pool.describe()["workers"] == 2, 30, "a full pool")
 
 
 @pytest.mark.slow
@@ -206,18 +208,45 @@ def test_kill_nine_of_mongod_loses_nothing(tmp_path: Path, dispatch: Start) -> N
             watcher = world.watcher("m", "x")
             pool.start()
             dispatcher = dispatch(pool, uri=mongod.uri)
-            jobs = world.insert(rows(3000))
+            jobs = world.insert(rows(1500))
             dispatcher.notify("drill")
             until(lambda: world.store.get(jobs["m/x"])["state"] == "running")
             time.sleep(rng.random())
             os.kill(mongod.status()["pid"], signal.SIGKILL)
             until(lambda: mongod.status()["restarts"], 30, "a new mongod")
             assert world.ended(jobs["m/x"], 90)["state"] == "succeeded"
-            assert Oracle(world, watcher, double).check(range(3000)) == GOOD
+            assert Oracle(world, watcher, double).check(range(1500)) == GOOD
             dispatcher.close()
         finally:
             pool.close()
             client.close()
+
+
+@pytest.mark.slow
+def test_kill_nine_of_the_notebook_server_loses_nothing_and_doubles_nothing(
+    world: World, pool: DaskPool, dispatch: Start, mongo_uri: str, tmp_path: Path
+) -> None:
+    """What it had is taken over when its lease has lapsed; that is half a minute, so the test sets the lease back."""
+    rng = seeded()
+    world.model("m", slow_double)
+    watcher = world.watcher("m", "x", batch_size=8)
+    effects = Effects(world.database, watcher)
+    server = Server(tmp_path, SUPERDUPER_MONGODB__URI=mongo_uri, SUPERDUPER_JOBS__WORKERS="1")
+    try:
+        job = world.insert(rows(1500))["m/x"]
+        until(lambda: world.store.get(job)["progress"]["done"], what="the server is at work")
+        time.sleep(rng.random())
+        server.kill()
+    finally:
+        server.close()
+    ours = {"_id": job, "owner": {"$regex": f":{server.process.pid}:"}}
+    past = {"$set": {"lease": datetime.now(UTC) - timedelta(seconds=1)}}
+    assert world.database["_sddb.jobs"].update_one(ours, past).matched_count == 1
+    dispatch(pool).notify(world.database.name)
+    record = world.ended(job)
+    assert (record["state"], record["attempts"]) == ("succeeded", 2)
+    assert Oracle(world, watcher, double).check(range(1500)) == GOOD
+    assert effects.count() == {"unseen": 0, "doubled": 0}
 
 
 def test_close_leaves_no_process(mongo_uri: str) -> None:
