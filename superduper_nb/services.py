@@ -444,4 +444,4 @@ def registered_types(uri: str | None, database: str) -> dict[str, Type]:
 
 def current_version(uri: str | None, database: str, model: str) -> int:
     """Return the version of a model that is current now."""
-    return _child_loader(uri, database).store.get("model", model).version
+    return _child_loader(uri, database).store.newest("model", model)

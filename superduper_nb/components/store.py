@@ -248,6 +248,12 @@ class ComponentStore:
         what = f"{kind.replace('_', ' ')} {id!r}" + (f" version {version}" if version is not None else "")
         raise NotFoundError(f"No {what} in {where}.{did_you_mean(id, self.ids(kind, collection=collection))}")
 
+    def newest(self, kind: Kind, id: str, *, collection: str = "") -> int:
+        """Return the number of the current version, from the index alone; raises `NotFoundError`."""
+        query = {"kind": kind, "collection": collection, "id": id}
+        record = self._records.find_one(query, {"_id": 0, "version": 1}, sort=[("version", DESCENDING)])
+        return record["version"] if record else self.get(kind, id, collection=collection).version
+
     def exists(self) -> bool:
         """Say whether anything at all is registered."""
         return self._records.find_one({"kind": {"$in": KINDS}}, {"_id": 1}) is not None

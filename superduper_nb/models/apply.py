@@ -122,6 +122,7 @@ class Predictor:
         self._size = BatchSize(batch_size)
         self._device = batches.place(obj, device) if _is_module(obj) else None
         self.streams = _yields(obj)
+        self.compiled = optimize == "compile"
         self.obj = obj if optimize is None else optimized(obj, optimize)
         self.preprocess: Step | None = preprocess or getattr(self.obj, "preprocess", None)
         self.postprocess: Step | None = postprocess or getattr(self.obj, "postprocess", None)

@@ -32,6 +32,8 @@ from superduper_nb.serving.values import Body, Form, Predicts
 __all__: list[str] = []
 
 _PR_SET_PDEATHSIG: Final = 1
+_SWITCH_S: Final = 0.0002
+"""Python's 5 ms are waited for at each operation of a model while another one is compiled beside it."""
 
 Send = Callable[[object], None]
 
@@ -41,6 +43,7 @@ def main() -> None:
     requests, replies = _take_socket()
     threading.Thread(target=_end_with_parent, args=(requests.fileno(),), daemon=True).start()
     _let_the_kernel_help()
+    sys.setswitchinterval(_SWITCH_S)
     sys.path[:] = wire.read(requests)  # before anything is unpickled that lives where only our parent looks
     hello: wire.Hello = wire.read(requests)
     preloading = threading.Thread(target=_preload, args=(hello.preload,), daemon=True)
@@ -51,13 +54,14 @@ def main() -> None:
         replies.flush()
 
     def load(database: str, model: str, version: int) -> tuple[Predicts, int]:
-        send(wire.Loading())
+        if threading.current_thread() is threading.main_thread():  # else nobody waits for it
+            send(wire.Loading())
         # Two threads that import parts of torch at a time wait for each other; Python then hands out half of it.
         preloading.join()
         return hello.load(database, model, version)
 
     send(wire.Ready())
-    _Child(Shelf(load, hello.current, memory=hello.memory), Codecs(hello.types), send).serve(requests)
+    _Child(Shelf(load, hello.current, memory=hello.memory, beside=True), Codecs(hello.types), send).serve(requests)
 
 
 class _Child:

@@ -7,6 +7,7 @@ import gc
 import logging
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
@@ -30,6 +31,14 @@ class Entry(NamedTuple):
     about: LoadedModel
 
 
+class Key(NamedTuple):
+    """A model in a version."""
+
+    database: str
+    model: str
+    version: int
+
+
 class Shelf:
     """The loaded models of this process. Not thread-safe.
 
@@ -39,12 +48,17 @@ class Shelf:
         See `superduper_nb.serving.values`.
     memory : int, optional
         Resident bytes of the process above which the least recently used models are dropped. Default: none are.
+    beside : bool, default False
+        Where a compiled model has a new version, load that in a thread and go on with the old one until it is there:
+        compiling takes up to a minute.
     """
 
-    def __init__(self, load: Load, current: Current, *, memory: int | None = None) -> None:
+    def __init__(self, load: Load, current: Current, *, memory: int | None = None, beside: bool = False) -> None:
         self._load, self._current, self._memory = load, current, memory
-        self._entries: dict[tuple[str, str, int], Entry] = {}  # the most recently used is last
+        self._entries: dict[Key, Entry] = {}  # the most recently used is last
         self._newest: dict[tuple[str, str], int] = {}
+        self._coming: dict[Key, Future[Entry]] = {}  # new versions of compiled models
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="superduper-load") if beside else None
         self._ask_at = 0.0
 
     def get(self, database: str, model: str, version: int | None) -> Entry:
@@ -57,17 +71,23 @@ class Shelf:
         ModelError
             It can't be loaded.
         """
-        key = (database, model, self._newest_version(database, model) if version is None else version)
+        key = Key(database, model, self._newest_version(database, model) if version is None else version)
         entry = self._entries.pop(key, None)
         if entry is not None:
             self._entries[key] = entry
             return entry
-        entry = self._entries[key] = self._loaded(*key)
+        coming = self._coming.pop(key, None)
+        entry = self._entries[key] = coming.result() if coming and coming.done() else self._loaded(*key)
         self._shrink()
         return entry
 
     def unload(self, database: str, model: str) -> None:
         """Drop every version of a model. Harmless where it is not loaded."""
+        for key in [key for key in self._coming if key[:2] == (database, model)]:
+            self._coming.pop(key).cancel()
+        self._forget(database, model)
+
+    def _forget(self, database: str, model: str) -> None:
         self._newest.pop((database, model), None)
         self._drop([key for key in self._entries if key[:2] == (database, model)])
 
@@ -90,10 +110,25 @@ class Shelf:
             self._ask_at = time.monotonic() + _ASK_AGAIN_S  # or each batch would wait for a database that is away
             log.warning("Serving %s.%s version %d: can't ask for a newer one (%s)", database, model, known, error)
             return known
-        if known not in (None, version):
-            self.unload(database, model)  # before the new one is loaded: the two may not fit together
+        if known is not None and known != version:
+            if self._is_coming(Key(database, model, known), version):
+                return known
+            self._forget(database, model)  # before the new one is loaded: the two may not fit together
         self._newest[database, model] = version
         return version
+
+    def _is_coming(self, old: Key, version: int) -> bool:
+        """Say whether a version is being loaded beside a compiled one."""
+        entry, new = self._entries.get(old), old._replace(version=version)
+        if self._thread is None or entry is None or not getattr(entry.predictor, "compiled", False):
+            return False
+        if new in self._entries:  # somebody asked for it by its number
+            return False
+        for other in [key for key in self._coming if key[:2] == old[:2] and key != new]:
+            self._coming.pop(other).cancel()  # registered anew before it was ready
+        if new not in self._coming:
+            self._coming[new] = self._thread.submit(self._loaded, *new)
+        return not self._coming[new].done()
 
     def _loaded(self, database: str, model: str, version: int) -> Entry:
         before = resident_bytes()
@@ -111,7 +146,7 @@ class Shelf:
             log.info("Dropping %s.%s version %d: over the memory budget", *oldest)
             self._drop([oldest])
 
-    def _drop(self, keys: list[tuple[str, str, int]]) -> None:
+    def _drop(self, keys: list[Key]) -> None:
         for key in keys:
             del self._entries[key]
         if keys:

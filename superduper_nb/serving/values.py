@@ -33,7 +33,8 @@ Errors = Literal["raise", "return"]
 class Predicts(Protocol):
     """What the server needs of a model; `superduper_nb.models.Predictor` is one.
 
-    An integer attribute ``batch_size``, where there is one, says up to how many inputs are joined into a batch.
+    An integer attribute ``batch_size``, where there is one, says up to how many inputs are joined into a batch. Where a
+    model is ``compiled``, it is served until its next version is ready, too.
     """
 
     def predict_many(self, xs: Sequence[Any], /) -> list[Any]:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import threading
@@ -22,7 +23,11 @@ import pytest
 import torch
 from PIL import Image
 from playwright._impl._driver import compute_driver_executable
+from sklearn.linear_model import LinearRegression
+from sklearn.preprocessing import StandardScaler
+from sklearn.tree import DecisionTreeClassifier
 
+from superduper_nb.documents.media import AudioClip
 from superduper_nb.errors import InvalidInputError, ModelError, NotFoundError, ServiceError
 from superduper_nb.models import ItemError, Predictor
 from tests.serving import live_models
@@ -90,6 +95,63 @@ def test_a_module_a_function_and_an_image_answer_as_here(docs: Any) -> None:
         np.testing.assert_array_equal(np.asarray(there), expected.numpy())
     picture = Image.effect_noise((8, 8), 50)
     assert docs.predict("thumbnail", picture).tobytes() == live_models.thumbnail(picture).tobytes()
+
+
+@pytest.mark.parametrize("estimator", [LinearRegression(), StandardScaler(), DecisionTreeClassifier(random_state=0)])
+def test_an_estimator_answers_as_here(docs: Any, estimator: Any) -> None:
+    rows = np.random.default_rng(0).random((32, 3))
+    labels = np.array(["cheap", "dear"])[(rows[:, 0] > 0.5).astype(int)]
+    estimator.fit(rows, labels if isinstance(estimator, DecisionTreeClassifier) else rows @ [1.0, 2.0, 3.0])
+    name = type(estimator).__name__
+    docs.create_model(name, estimator)
+    expected = Predictor(estimator).predict_many(list(rows))
+    for there, here in zip(docs.predict_many(name, list(rows)), expected, strict=True):
+        np.testing.assert_array_equal(there, here)
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.float32])
+def test_a_sound_answers_as_here(docs: Any, dtype: Any) -> None:
+    clip = AudioClip(np.arange(-50, 50, dtype=dtype).reshape(-1, 2), 8000)
+    docs.create_model("louder", live_models.louder)
+    got, here = docs.predict("louder", clip), live_models.louder(clip)
+    np.testing.assert_array_equal(got.samples, here.samples)
+    assert (got.samples.dtype, got.rate) == (here.samples.dtype, here.rate)
+
+
+TEXTS = ["warm", "scarf", "a long red scarf"]
+
+
+def test_an_int8_model_answers_as_its_variant_here_to_the_last_bit(docs: Any) -> None:
+    docs.create_model("small", live_models.Letters(), optimize="int8", examples=TEXTS)
+    expected = Predictor(live_models.Letters(), optimize="int8").predict_many(TEXTS)
+    plain = Predictor(live_models.Letters()).predict_many(TEXTS)
+    for there, here, full in zip(docs.predict_many("small", TEXTS), expected, plain, strict=True):
+        np.testing.assert_array_equal(there, here.numpy())
+        assert not np.array_equal(there, full.numpy())
+
+
+@pytest.mark.drill
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of its own modules, as it imports them
+@pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="there is no C++ compiler")
+def test_compiled_models_answer_as_the_plain_ones_here_and_are_swapped_under_load(live: Live, docs: Any) -> None:
+    here = [Predictor(live_models.Letters(seed)).predict("warm").numpy() for seed in (1, 2)]
+    docs.create_model("quick", live_models.Letters(1), optimize="compile", examples=TEXTS)
+    stop, seen = threading.Event(), []
+
+    def ask() -> None:
+        while not stop.is_set():
+            reply = live.ask("POST", "models/shop/quick/predict", {"inputs": ["warm"]})[1]
+            np.testing.assert_allclose(reply["outputs"][0], here[reply["version"] - 1], atol=1e-5)
+            seen.append(reply["version"])
+
+    with ThreadPoolExecutor(4) as pool:
+        asking = [pool.submit(ask) for _ in range(4)]
+        eventually(lambda: 1 in seen, "it is served")
+        docs.create_model("quick", live_models.Letters(2), optimize="compile", examples=TEXTS)
+        eventually(lambda: seen[-1] == 2, "the next version is served")
+        stop.set()
+        for future in asking:
+            future.result(timeout=60)
 
 
 def test_json_in_and_out(live: Live) -> None:
