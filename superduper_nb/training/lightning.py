@@ -51,9 +51,10 @@ class LightningTrainer(SupervisedFitter):
                 before.write_bytes(fitting.state)
             train = _Batches(self.collate, lambda: fitting.batches(fitting.epoch))
             known = str(before) if fitting.state is not None else None
+            judges = sets or _Batches(self.collate, lambda: iter(()))  # None brings a warning
             try:
                 module.train()  # as Lightning's own users leave it; what it freezes, it says in its hooks
-                trainer.fit(module, train, sets or None, ckpt_path=known, weights_only=False)
+                trainer.fit(module, train, judges, ckpt_path=known, weights_only=False)
             except SystemExit:  # how Lightning passes on an interrupt
                 raise KeyboardInterrupt from None
         if not sets:

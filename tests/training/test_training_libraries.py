@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import lightning.pytorch as lightning
@@ -10,13 +12,12 @@ import pytest
 import torch
 from skorch import NeuralNetClassifier
 from skorch.helper import predefined_split
-from test_training_durable import After, Killed, kill
+from test_training_durable import After, Killed, kill, work
 from training_models import DIGITS, Net
 
 import superduper_nb as sd
 from superduper_nb.jobs.outputs import Control
-from superduper_nb.jobs.training import TrainingWork
-from superduper_nb.models import Loader
+from superduper_nb.training import Fitter, Fitting
 from superduper_nb.training.data import Documents, Samples, Skipped
 from superduper_nb.training.lightning import LightningTrainer
 from superduper_nb.training.skorch import SkorchTrainer
@@ -79,6 +80,21 @@ def task(docs: Docs, trainer: str, how: sd.Training, **options: Any) -> Any:
     docs.create_trainer("lightning", LightningTrainer)
     docs.create_trainer("skorch", SkorchTrainer)
     return docs.create_learning_task("digit", trainer, ["lib"], ["img"], training=how, **options)
+
+
+def queued(docs: Docs, monkeypatch: pytest.MonkeyPatch, trainer: str) -> dict[str, Any]:
+    """Record a training that nobody begins; return its job's record, claimed."""
+    with monkeypatch.context() as patch:
+        patch.setattr(docs._workspace.services, "notify", lambda database, jobs: None)
+        jobs = task(docs, trainer, sd.Training(epochs=3, batch_size=64, checkpoint_every_s=0))
+    record = docs._workspace.jobs.claim(jobs["train digit"].id, "me")
+    assert record is not None
+    return record
+
+
+def weights(docs: Docs) -> Any:
+    made = docs.models["lib"]
+    return getattr(made, "module_", made).state_dict()
 
 
 def assert_equal(ours: Any, theirs: Any) -> None:
@@ -149,50 +165,115 @@ def test_one_that_is_killed_goes_on_and_one_that_is_cancelled_keeps_its_best(
 ) -> None:
     """With dropout: an attempt that goes on draws what the unbroken one drew."""
 
-    def queued() -> dict[str, Any]:
-        with monkeypatch.context() as patch:
-            patch.setattr(digits._workspace.services, "notify", lambda database, jobs: None)
-            jobs = task(digits, trainer, sd.Training(epochs=3, batch_size=64, checkpoint_every_s=0))
-        record = digits._workspace.jobs.claim(jobs["train digit"].id, "me")
-        assert record is not None
-        return record
-
-    def work(record: dict[str, Any]) -> TrainingWork:
-        database: Any = digits._workspace.store.database
-        return TrainingWork(database, Loader(database), record)
-
-    def weights() -> Any:
-        made = digits.models["lib"]
-        return (made if trainer == "lightning" else made.module_).state_dict()
-
     digits.create_model("lib", model(dropout=0.3))
-    assert work(queued()).run(["run"], Control()).done == 36
-    unbroken, expected = weights(), digits.learning_tasks["digit"].history.drop(columns="time")
+    assert work(digits, queued(digits, monkeypatch, trainer)).run(["run"], Control()).done == 36
+    unbroken, expected = weights(digits), digits.learning_tasks["digit"].history.drop(columns="time")
     digits.learning_tasks.delete("digit")
     digits.models.rollback("lib", 1)
-    record = queued()
+    record = queued(digits, monkeypatch, trainer)
     for steps in (15, 30):
         with pytest.raises(Killed):
-            work(record).run(["run"], After(steps, kill))
+            work(digits, record).run(["run"], After(steps, kill))
     heard: list[int] = []
     control = Control()
     monkeypatch.setattr(control, "tell", heard.append)
-    work(record).run(["run"], control)
+    work(digits, record).run(["run"], control)
     assert heard[0] == 24  # from its last checkpoint, at the end of an epoch
-    assert_equal(weights(), unbroken)
+    assert_equal(weights(digits), unbroken)
     assert digits.learning_tasks["digit"].history.drop(columns="time").equals(expected)
 
     digits.learning_tasks.delete("digit")
-    record = queued()
+    record = queued(digits, monkeypatch, trainer)
 
     def cancel() -> bool:
         digits._workspace.jobs.cancel(record["_id"])
         return True
 
-    work(record).run(["run"], After(15, cancel))
+    work(digits, record).run(["run"], After(15, cancel))
     run = digits.learning_tasks["digit"].runs.iloc[0]
     assert (run["state"], run["stopped"], run["step"]) == ("cancelled", "cancelled", 15)
     assert 0 < run["best_step"] <= 15
+
+
+@pytest.mark.parametrize(("trainer", "model"), [("lightning", LitDigits), ("skorch", skorch_net)])
+def test_without_a_fold_to_judge_by_the_last_weights_are_kept(
+    digits: Docs, monkeypatch: pytest.MonkeyPatch, trainer: str, model: Any
+) -> None:
+    """And one that is killed goes on there, too: Lightning begins an epoch anew in another way then."""
+    digits.delete_many({"_fold": "valid"})
+    digits.create_model("lib", model(dropout=0.3))
+    made = []
+    for kills in ((), (15, 30)):
+        record = queued(digits, monkeypatch, trainer)
+        for steps in kills:
+            with pytest.raises(Killed):
+                work(digits, record).run(["run"], After(steps, kill))
+        assert work(digits, record).run(["run"], Control()).done == 36
+        assert digits.learning_tasks["digit"].runs["best_step"].tolist() == [36]
+        made.append(weights(digits))
+        digits.learning_tasks.delete("digit")
+        digits.models.rollback("lib", 1)
+    assert_equal(*made)
+
+
+class Mean(Fitter):
+    """The mean of the inputs, by a loop of its own."""
+
+    def fit(self, fitting: Fitting) -> None:
+        mean: torch.Tensor = self.sides[0].module.mean
+        while not fitting.over:
+            for samples in fitting.batches(fitting.epoch):
+                fitting.begin()
+                batch = self.collate(samples)[0]
+                error = float((batch - mean).pow(2).mean())
+                mean += 0.1 * (batch.mean(0) - mean)
+                if fitting.tell(loss=error):
+                    break
+            fitting.begin()
+            held = self.collate([sample for batch in fitting.held_out("valid") for sample in batch])[0]
+            fitting.judge({"valid.loss": float((held - mean).pow(2).mean())})
+            fitting.epoch += 1
+
+
+class Constant(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(64))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return x - self.mean
+
+
+def test_a_loop_of_ones_own(digits: Docs, digit_rows: list[dict[str, Any]]) -> None:
+    digits.create_model("constant", Constant(), preprocess=lambda image: torch.as_tensor(np.array(image)))
+    digits.create_trainer("mean", Mean)
+    how = sd.Training(epochs=5, early_stopping=2)
+    jobs = digits.create_learning_task("mean", "mean", ["constant"], ["img"], training=how)
+    assert jobs["train mean"].status == "succeeded", jobs["train mean"].error
+    pixels = np.mean([row["img"] for row in digit_rows if row["_fold"] == "train"], axis=0)
+    assert np.allclose(digits.models["constant"].mean, pixels, atol=0.03)
+    history = digits.learning_tasks["mean"].history
+    assert history["loss"].iloc[0] > history["loss"].iloc[-1]
+    assert digits.learning_tasks["mean"].runs["best"].iloc[0] == history["valid.loss"].min()
+
+
+def test_a_library_is_imported_by_who_names_it_and_missed_in_one_line() -> None:
+    code = """
+import sys
+import superduper_nb.training.task
+assert not {"lightning", "skorch", "sklearn"} & set(sys.modules)
+sys.modules["lightning"] = sys.modules["skorch"] = None
+for name in ("lightning", "skorch"):
+    try:
+        __import__(f"superduper_nb.training.{name}")
+    except superduper_nb.errors.InvalidInputError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "LightningTrainer needs Lightning: pip install 'superduper-nb[training]'.",
+        "SkorchTrainer needs skorch: pip install 'superduper-nb[training]'.",
+    ]
 
 
 def test_what_would_have_no_effect_is_refused(digits: Docs) -> None:
@@ -209,3 +290,21 @@ def test_what_would_have_no_effect_is_refused(digits: Docs) -> None:
     digits.create_model("plain", Net())
     jobs = digits.create_learning_task("other", "lightning", ["plain"], ["img"])
     assert "trains a LightningModule, not a Net" in (jobs["train other"].error or "")
+
+
+class Breaks(LitDigits):
+    def training_step(self, batch: Any, number: int) -> Any:
+        return super().training_step(batch, number) * (float("nan") if self.global_step >= self.steps else 1.0)
+
+
+def test_a_loss_that_becomes_nan_stops_lightning_too(digits: Docs) -> None:
+    for steps in (0, 30):
+        broken = Breaks()
+        broken.steps = steps
+        digits.create_model("lib", broken)
+        jobs = task(digits, "lightning", sd.Training(epochs=3, batch_size=64))
+        if not steps:
+            assert "the loss was nan at step 1 (epoch 0), and nothing better" in (jobs["train digit"].error or "")
+    (stopped,) = jobs["train digit"].failures["first"]
+    assert stopped["error"] == "Stopped: the loss was nan at step 31 (epoch 2); step 24 is kept."
+    assert all(torch.isfinite(value).all() for value in weights(digits).values())

@@ -17,6 +17,7 @@ import superduper_nb as sd
 from superduper_nb.cluster.dask import DaskPool
 from superduper_nb.jobs.dispatcher import Dispatcher
 from superduper_nb.jobs.outputs import Control
+from superduper_nb.widgets.jobs import jobs_text, snapshot
 
 HOW = sd.Training(epochs=4, batch_size=32, lr=1e-2, checkpoint_every_s=0)
 
@@ -45,6 +46,7 @@ def test_a_killed_worker_costs_time_only(
         below = psutil.Process(pool._process.pid).children(recursive=True)
         (worker,) = [each for each in below if "multiprocessing.spawn" in " ".join(each.cmdline())]
         assert job.status == "running"
+        reached(lambda: " left" in jobs_text(snapshot([job.record])))  # how long it will take
         os.kill(worker.pid, signal.SIGKILL)
         reached(lambda: job.status == "succeeded")
     finally:
