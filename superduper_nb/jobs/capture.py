@@ -15,7 +15,8 @@ __all__ = ["Lines", "capture"]
 
 _LINE_CHARS: Final = 2000
 _WAITING: Final = 1000
-_OURS: Final = ("superduper_nb", "distributed", "dask", "pymongo", "asyncio", "tornado")
+_NOT_THE_MODELS: Final = ("superduper_nb", "distributed", "dask", "pymongo", "asyncio", "tornado", "torchao")
+"""Loggers that tell nothing of a model. torchao, imported by transformers where it can, tells of kernels not there."""
 
 _lock = threading.Lock()
 _active: dict[int, Lines] = {}
@@ -124,5 +125,5 @@ class _Handler(logging.Handler):
         self._lines = lines
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.name.partition(".")[0] not in _OURS and _current() is self._lines:
+        if record.name.partition(".")[0] not in _NOT_THE_MODELS and _current() is self._lines:
             self._lines.write("log", f"{record.levelname} {record.name}: {record.getMessage()}\n")

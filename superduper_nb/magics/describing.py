@@ -133,7 +133,7 @@ def config(call: Call) -> Listing:
     flat = [*_flat(settings), *_flat(asdict(call.options), "SuperduperMagics.")]
     heading = (
         "explicit arguments, else SUPERDUPER_… variables, else config.json, else defaults; "
-        "of the magics: %config, else pyproject.toml, else IPython's own files"
+        "of the magics: %config, else SUPERDUPER_MAGICS__… variables, else pyproject.toml, else IPython's own files"
     )
     return Listing(({"setting": name, "value": value} for name, value in flat), heading=heading)
 

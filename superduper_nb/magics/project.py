@@ -1,11 +1,12 @@
-"""Options of the magics that a project keeps for all who work on it: ``[tool.superduper_nb]`` in ``pyproject.toml``.
+"""Options of the magics from outside IPython: the environment, else ``[tool.superduper_nb]`` in ``pyproject.toml``.
 
-How things are shown, and nothing else: the file comes with other people's code, so where data and tokens go is none of
-its business (that is in `superduper_nb.config`).
+How things are shown, and nothing else: the project's file comes with other people's code, so where data and tokens go
+is none of its business (that is in `superduper_nb.config`).
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -18,16 +19,42 @@ from superduper_nb.errors import ConfigError, did_you_mean
 __all__ = ["configure"]
 
 _SECTION: Final = "superduper_nb"
+_PREFIX: Final = "SUPERDUPER_MAGICS__"
 
 
 def configure(magics: Configurable, folder: Path | None = None) -> None:
-    """Set the options that the nearest ``pyproject.toml`` with such a section gives, from `folder` upwards.
+    """Set the options that the nearest ``pyproject.toml`` with such a section gives, and those of the environment.
+
+    Parameters
+    ----------
+    folder : Path, optional
+        Where to begin to look, upwards. Default: the working directory.
 
     Raises
     ------
     ConfigError
-        It names an unknown option, or a value of the wrong kind; those before it are set.
+        One of them names an unknown option, or a value of the wrong kind; those before it are set.
     """
+    try:
+        _read_project(magics, folder)
+    finally:
+        _read_environment(magics)
+
+
+def _read_environment(magics: Configurable) -> None:
+    """Set what variables such as ``SUPERDUPER_MAGICS__DISPLAY_LIMIT`` give; empty ones give nothing."""
+    for variable, text in sorted(os.environ.items()):
+        if variable.upper().startswith(_PREFIX) and text:
+            name = variable[len(_PREFIX) :].lower()
+            trait = magics.traits(config=True).get(name)
+            try:
+                value = text if trait is None else trait.from_string(text)
+            except ValueError as error:
+                raise ConfigError(f"{variable}={text!r:.40}: {error}.") from None
+            _set(magics, {name: value}, variable)
+
+
+def _read_project(magics: Configurable, folder: Path | None) -> None:
     folder = (folder or Path.cwd()).resolve()
     for file in (each / "pyproject.toml" for each in (folder, *folder.parents)):
         if (options := _section(file)) is not None:

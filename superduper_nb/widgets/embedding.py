@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from superduper_nb.documents.paths import token_path
 from superduper_nb.errors import InvalidInputError, NotFoundError
 from superduper_nb.widgets.clean import shorten, spell, visible
 
@@ -87,7 +86,7 @@ def read_points(
     """
     import numpy as np
 
-    from superduper_nb.documents.paths import get_path, output_path
+    from superduper_nb.documents.paths import get_path, output_path, token_path
     from superduper_nb.search.vectors import stored_vector
 
     index, model, key, query = _source(collection, semantic_index)
@@ -120,6 +119,8 @@ def _apart(paths: Mapping[str, int]) -> dict[str, int]:
 
 def _source(collection: Collection[dict[str, Any]], semantic_index: str | None) -> tuple[str, str, str, dict[str, Any]]:
     """Return an index, the model and the key of its vectors, and the filter for the documents that carry one."""
+    from superduper_nb.documents.paths import token_path
+
     known = list(collection.semantic_indexes)
     if semantic_index is None and len(known) != 1:
         told = f"{collection.full_name} has {', '.join(known) or 'none'}"

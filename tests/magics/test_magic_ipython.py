@@ -11,6 +11,7 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
+from superduper_nb.config import Config as Settings
 from superduper_nb.errors import InvalidInputError, SuperduperError
 from superduper_nb.magics import magic
 from superduper_nb.magics.session import CONNECTIONS
@@ -140,6 +141,36 @@ def test_options_come_from_the_project_else_from_the_user(
     assert magics.display_limit == limit
     assert len(told) == bool(warning)
     assert all(warning in str(each.message) and "pyproject.toml: " in str(each.message) for each in told)
+    shell.run_line_magic("unload_ext", "superduper_nb")
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "limit", "warning"),
+    [
+        ("SUPERDUPER_MAGICS__DISPLAY_LIMIT", "9", 9, ""),
+        ("SUPERDUPER_MAGICS__DISPLAY_LIMIT", "", 7, ""),
+        ("SUPERDUPER_MAGICS__DISPLAY_LIMIT", "many", 7, "SUPERDUPER_MAGICS__DISPLAY_LIMIT='many': "),
+        ("SUPERDUPER_MAGICS__DISPLAY_LIMIT", "51", 7, "SUPERDUPER_MAGICS__DISPLAY_LIMIT: display_limit: The value"),
+        ("SUPERDUPER_MAGICS__DISPLAY_LIMT", "9", 7, "unknown key. Did you mean 'display_limit'?"),
+    ],
+)
+def test_options_of_the_environment_count_more_than_those_of_the_project(
+    home: Any, monkeypatch: pytest.MonkeyPatch, variable: str, text: str, limit: int, warning: str
+) -> None:
+    monkeypatch.setenv("IPYTHONDIR", str(home))
+    monkeypatch.setenv(variable, text)
+    monkeypatch.setenv("SUPERDUPER_MAGICS__SHORT_ERRORS", "false")
+    (home / "pyproject.toml").write_text("[tool.superduper_nb]\ndisplay_limit = 7")
+    monkeypatch.chdir(home)
+    shell: Any = InteractiveShell(config=Config({"HistoryManager": {"enabled": False}}))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        shell.run_line_magic("load_ext", "superduper_nb")
+    magics = shell.magics_manager.registry["SuperduperMagics"]
+    assert magics.display_limit == limit
+    assert magics.short_errors is bool(warning)
+    assert [warning in str(each.message) for each in told] == [True] * bool(warning)
+    assert Settings.load().valid_fraction == 0.05
     shell.run_line_magic("unload_ext", "superduper_nb")
 
 
