@@ -1,10 +1,12 @@
 """How fast models are served, beside their limits and beside other servers: ``python benchmarks/serving.py MODEL``.
 
-``MODEL`` is ``mlp`` or ``minilm``. Same model, one process with one thread for it, batches of up to 32, a closed loop
-of clients in a process of its own, everything in one run: absolute figures drift with the machine, the ratios count.
+``MODEL`` is ``mlp`` or ``minilm``, or both. Same model, one process with one thread for it, batches of up to 32, a
+closed loop of clients in a process of its own, everything in one run: absolute figures drift with the machine, the
+ratios count.
 
 Other servers are measured where their environments are: ``--install FOLDER`` makes one for each (they see this
-environment's torch), ``--peers FOLDER`` uses them. They are nobody's dependency.
+environment's torch), ``--peers FOLDER`` uses them. They are nobody's dependency. ``--only tornado neighbours mosec``
+measures these beside us, and nothing else.
 """
 
 from __future__ import annotations
@@ -178,25 +180,42 @@ def neighbours(live: Any, work: Callable[[], object]) -> dict[str, tuple[float, 
     return {name: (statistics.median(ms), sorted(ms)[int(0.99 * (len(ms) - 1))]) for name, ms in times.items()}
 
 
-def measure(model: str, seconds: float, peers: Path | None) -> None:
-    """Measure everything for a model and print a table."""
+def _send_long_bodies(live: Any) -> None:
+    """Send ten thousand inputs at a time, of numbers that make them ten megabytes."""
+    row = ", ".join(f"{0.1 * i:.60f}" for i in range(16))
+    data = ('{"inputs": [' + ", ".join([f"[{row}]"] * 10_000) + "]}").encode()
+    for _ in range(5):
+        answer = live.send("POST", "models/bench/mlp/predict", data, headers={"Content-Type": "application/json"})
+        assert answer.status == 200, answer.body
+
+
+def measure(model: str, seconds: float, peers: Path | None, only: list[str]) -> None:
+    """Measure a model, served by us and beside us, and print a table."""
     rows: dict[str, Figures] = {}
+    beside: dict[str, tuple[Any, Any]] = {}
     limit = loop_limit(model, seconds / 2)
     with ours(model) as (url, bodies, uri, live):
         token = ("Authorization", f"token {TOKEN}")
         rows["superduper_nb"] = clients(url, bodies, seconds, *token)
-        idle = neighbours(live, lambda: time.sleep(seconds))
-        busy = neighbours(live, lambda: _load(url, bodies, 32, seconds, *token))
-        with serving("tornado", sys.executable, model, BENCH_URI=uri) as (bare_url, bare_bodies):
-            rows["bare tornado, same batcher"] = clients(bare_url, bare_bodies, seconds)
-    for peer in PEERS if peers else ():
+        if "neighbours" in only:
+            idle = neighbours(live, lambda: time.sleep(seconds))
+            beside["32 clients"] = idle, neighbours(live, lambda: _load(url, bodies, 32, seconds, *token))
+        if "long" in only and model == "mlp":
+            idle = neighbours(live, lambda: time.sleep(seconds))
+            beside["bodies of 10 MB"] = idle, neighbours(live, lambda: _send_long_bodies(live))
+        if "tornado" in only:
+            with serving("tornado", sys.executable, model, BENCH_URI=uri) as (bare_url, bare_bodies):
+                rows["bare tornado, same batcher"] = clients(bare_url, bare_bodies, seconds)
+    for peer in [peer for peer in PEERS if peers and peer in only]:
         assert peers
         with serving(peer, str(peers / peer / "bin" / "python"), model) as (peer_url, peer_bodies):
             rows[peer] = clients(peer_url, peer_bodies, seconds)
-    report(model, limit, rows, idle, busy)
+    report(model, limit, rows)
+    for load, (idle, busy) in beside.items():
+        report_neighbours(load, idle, busy)
 
 
-def report(model: str, limit: dict[int, float], rows: dict[str, Figures], idle: Any, busy: Any) -> None:
+def report(model: str, limit: dict[int, float], rows: dict[str, Figures]) -> None:
     """Print a table in Markdown: answers a second (p50 / p99 ms), and the ratios."""
     print(f"\n| {model} | " + " | ".join(f"c = {count}" for count in CLIENTS) + " |\n|---" * 1 + "|---" * 4 + "|")
     for name, figures in rows.items():
@@ -209,20 +228,26 @@ def report(model: str, limit: dict[int, float], rows: dict[str, Figures], idle: 
         ratios = " | ".join(f"{own[count]['rate'] / max(figures[count]['rate'], 1e-9):.2f}" for count in CLIENTS)
         print(f"| ours / {name} | {ratios} |")
     print("| ours / bare loop | " + " | ".join(f"{own[c]['rate'] / limit[min(c, 32)]:.2f}" for c in CLIENTS) + " |")
-    print(f"\nOne client: median {own[1]['p50']:.2f} ms, the bare call {1000 / limit[1]:.2f} ms.")
+    print(f"\nOne client: median {own[1]['p50']:.2f} ms, the bare call {1000 / limit[1]:.2f} ms.", flush=True)
+
+
+def report_neighbours(load: str, idle: dict[str, Any], busy: dict[str, Any]) -> None:
+    """Print what others notice of a load."""
     for name, (median, last) in busy.items():
         was = " / ".join(f"{ms:.1f}" for ms in idle[name])
-        print(f"{name} with 32 clients: median {median:.1f} ms, p99 {last:.1f} ms (idle {was}).")
+        print(f"{name} with {load}: median {median:.1f} ms, p99 {last:.1f} ms (idle {was}).", flush=True)
 
 
 if __name__ == "__main__":
+    everything = ["neighbours", "long", "tornado", *PEERS]
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", choices=["mlp", "minilm"], nargs="?")
+    parser.add_argument("models", choices=["mlp", "minilm"], nargs="*")
     parser.add_argument("--seconds", type=float, default=2.5)
+    parser.add_argument("--only", choices=everything, nargs="*", default=everything)
     parser.add_argument("--peers", type=Path)
     parser.add_argument("--install", type=Path)
     arguments = parser.parse_args()
     if arguments.install:
         install(arguments.install)
-    if arguments.model:
-        measure(arguments.model, arguments.seconds, arguments.peers or arguments.install)
+    for model in arguments.models:
+        measure(model, arguments.seconds, arguments.peers or arguments.install, arguments.only)
