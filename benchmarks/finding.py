@@ -135,12 +135,20 @@ def passing(x: Any) -> Any:
     return x
 
 
+def output(vector: np.ndarray) -> dict[str, Any]:
+    """Return an output as documents hold it."""
+    return {"x": {"m": Binary(b"\x27\x00" + vector.tobytes(), 9)}}
+
+
 def fill(uri: str, vectors: np.ndarray) -> None:
     """Write documents whose outputs have been computed, and register their index."""
     database = MongoClient[dict[str, Any]](uri)["bench"]
     store = ComponentStore(database)
     model, _ = store.put(
-        "model", "m", {"type": "vector", "batch_size": None, "device": "auto"}, obj={"object": passing}
+        "model",
+        "m",
+        {"type": "vector", "batch_size": None, "device": "auto"},
+        obj={"object": passing, "preprocess": None, "postprocess": None},
     )
     definition = {"models": ["m"], "keys": ["x"], "measure": "cosine", "filter": {}}
     store.put("semantic_index", "near", definition, collection="docs")
@@ -155,7 +163,7 @@ def fill(uri: str, vectors: np.ndarray) -> None:
                 "text": " ".join(words[i] for i in random.integers(0, 1000, 12)),
                 "author": int(random.integers(5000)),
                 "p": float(random.random()),
-                "_outputs": {"x": {"m": Binary(b"\x27\x00" + row.tobytes(), 9)}},
+                "_outputs": output(row),
                 "_sddb": token,
             }
             for i, row in enumerate(part)
@@ -166,20 +174,21 @@ def fill(uri: str, vectors: np.ndarray) -> None:
 
 
 @contextlib.contextmanager
-def engine_of(uri: str, settled: int) -> Iterator[SearchEngine]:
+def engine_of(uri: str, size: int) -> Iterator[SearchEngine]:
     """Yield an engine that has loaded the index, codes and all."""
     engine = SearchEngine(MongoClient(uri), lambda *_: [], lambda *_: 0)
     try:
-        _settle(lambda: engine.describe("bench", "docs", "near"), settled)
+        settled(lambda: engine.describe("bench", "docs", "near"), size)
         yield engine
     finally:
         engine.close()
 
 
-def _settle(describe: Callable[[], dict[str, Any]], size: int) -> None:
+def settled(describe: Callable[[], dict[str, Any]], size: int, pause: float = 0.5) -> None:
+    """Wait until an index holds so many vectors, and their codes are made."""
     state: dict[str, Any] = {}
-    while state.get("size") != size or state.get("kind") == "exact":
-        time.sleep(0.5)
+    while state.get("size") != size or (state.get("kind") == "exact" and size > 20_000):
+        time.sleep(pause)
         state = describe()
 
 
@@ -217,7 +226,7 @@ def http(uri: str, vectors: np.ndarray) -> None:
     say(f"engine, {CONNECTIONS} threads", rate, "/s", f"median {latency:.2f} ms, yardstick")
     with tempfile.TemporaryDirectory() as home, server(Path(home), uri) as url:
         call = Caller(url)
-        _settle(lambda: call.json("GET", "superduper/api/v1/indexes/bench/docs/near"), len(vectors))
+        settled(lambda: call.json("GET", "superduper/api/v1/indexes/bench/docs/near"), len(vectors))
         bodies = [_body(query) for query in queries]
         requests = [call.request("POST", "superduper/api/v1/search", body) for body in bodies]
         idle = probed(url, 2.0)
@@ -339,11 +348,11 @@ def server(home: Path, uri: str) -> Iterator[str]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", choices=["batch", "single", "refined", "http"], default=[])
+    parser.add_argument("parts", nargs="*", choices=["batch", "single", "refined", "http", "all"], default="all")
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--dimension", type=int, default=384)
     options = parser.parse_args()
-    parts = options.parts or ["batch", "single", "refined", "http"]
+    parts = ["batch", "single", "refined", "http"] if "all" in options.parts else options.parts
     vectors = mixture(options.rows, options.dimension)
     print(f"{options.rows:,} x {options.dimension}")
     for part in [batch, single]:

@@ -133,10 +133,10 @@ class SearchRequest:
     def company(self) -> Hashable | None:
         """Requests of which this is the same can be answered in one go; None: only alone."""
         more = (self.unlike, self.text, self.group_by, self.min_score, self.max_score, self.after)
-        plain = not (self.filter or self.diversity or self.many) and all(option is None for option in more)
-        if self.vector is None or not plain or self.n > MAX_TOGETHER:
+        plain = not (self.filter or self.diversity or self.many or self.exact)
+        if self.vector is None or not plain or any(option is not None for option in more) or self.n > MAX_TOGETHER:
             return None
-        return self.database, self.collection, self.semantic_index, self.n, self.exact
+        return self.database, self.collection, self.semantic_index, self.n
 
     def _check_combination(self) -> None:
         given = [name for name in ("diversity", "text", "group_by") if getattr(self, name)]

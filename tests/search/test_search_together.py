@@ -67,6 +67,7 @@ def test_what_one_can_not_do_none_of_them_can(corpus: Any) -> None:
         {"max_score": 0.0},
         {"unlike": {"x": 1}},
         {"n": 101},
+        {"exact": True},
         {"vector": [[1.0]]},
         {"vector": None, "id": 3},
     ],

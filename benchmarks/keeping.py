@@ -1,0 +1,207 @@
+"""How searches do beside MongoDB: under filters, with their documents, while documents come in, loaded and restarted.
+
+Run it with ``python benchmarks/keeping.py [filters] [find] [inserts] [load]``; it starts a MongoDB of its own. Each
+figure stands beside its yardstick, measured in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from finding import engine_of, fill, median_ms, output, say, settled
+from pymongo import MongoClient
+from vectors import mixture, queries_near
+
+import superduper_nb as sd
+from superduper_nb.cluster.mongod import Mongod
+from superduper_nb.search import SearchEngine, SearchReply, SearchRequest
+
+N = 10
+SHARES = (0.5, 0.1, 0.01, 0.001)
+RATE, SECONDS = 10_000, 8.0
+
+
+def asked(vector: Any, **options: Any) -> SearchRequest:
+    """Return a search of the benchmark's index."""
+    return SearchRequest(database="bench", collection="docs", vector=vector, n=N, **options)
+
+
+# --- filters
+
+
+def filters(uri: str, vectors: np.ndarray) -> None:
+    """Search under filters that so many documents pass: how long, how complete, beside no filter and the exact way."""
+    queries = queries_near(vectors, 60)
+    with engine_of(uri, len(vectors)) as engine:
+        plain = median_ms(lambda i: engine.search(asked(queries[i])))
+        say("no filter", plain, "ms", "yardstick")
+        for share in SHARES:
+            only = {"p": {"$lt": share}}
+            truth = [engine.search(asked(query, filter=only, exact=True)) for query in queries]
+            found = [engine.search(asked(query, filter=only)) for query in queries]
+            subset = median_ms(lambda i: engine.search(asked(queries[i], filter=only, exact=True)), 15)  # noqa: B023
+            took = median_ms(lambda i: engine.search(asked(queries[i], filter=only)))  # noqa: B023
+            limit = max(plain, subset)
+            said = f"{took / limit:.2f} of the larger of both; exact subset {subset:.2f} ms; {recall(found, truth)}"
+            say(f"{share:.1%} match: {found[-1].strategy}", took, "ms", said)
+
+
+def recall(found: list[SearchReply], truth: list[SearchReply]) -> str:
+    """Say which share of the nearest was found, and how many answers were short."""
+    share = np.mean([len({*some.ids} & {*true.ids}) / len(true.ids) for some, true in zip(found, truth, strict=True)])
+    short = sum(len(some.ids) < len(true.ids) for some, true in zip(found, truth, strict=True))
+    return f"recall {share:.4f}, {short} short"
+
+
+# --- find
+
+
+def find(uri: str, vectors: np.ndarray) -> None:
+    """Find documents, with the model (one that costs nothing), MongoDB and all, in one process."""
+    queries = queries_near(vectors, 60)
+    with sd.connect(remote=False, mongodb={"uri": uri}) as client:
+        docs = client["bench"]["docs"]
+        settled(lambda: client.services.describe_index("bench", "docs", "near"), len(vectors))
+        plain = median_ms(lambda i: list(docs.find({"_id": {"$in": list(range(i, i + N))}})))
+        say(f"pymongo: find {N} documents by _id", plain, "ms", "yardstick")
+        for share in (1.0, *SHARES):
+            only = {"p": {"$lt": share}} if share < 1 else {}
+            took = median_ms(lambda i: list(docs.find(only, like={"x": queries[i]}, n=N)))  # noqa: B023
+            say(f"find(like=), {share:.1%} match", took, "ms", f"{took / plain:.1f} x find by _id")
+
+
+# --- documents that come in
+
+
+def inserts(uri: str, vectors: np.ndarray) -> None:
+    """Insert while searching: how soon a document is found, and what becomes of the searches."""
+    queries = queries_near(vectors, 60)
+    client = MongoClient[dict[str, Any]](uri)
+    docs = client["bench"]["docs"]
+    made = dict(docs.find_one({"_id": 0}) or {})
+    with engine_of(uri, len(vectors)) as engine:
+
+        def step(i: int) -> None:
+            docs.insert_one({**made, "_id": f"new{i}"})
+            now = client["bench"].command("ping")["operationTime"]
+            engine.search(asked(queries[i], after=now))
+
+        insert = median_ms(lambda i: docs.insert_one({**made, "_id": f"first{i}"}), 40)
+        took = median_ms(step, 40)
+        say("insert_one", insert, "ms", "yardstick")
+        say("insert_one, until a search has seen it", took, "ms", f"{took - insert:+.1f} ms")
+        idle, _ = searches(engine, queries, SECONDS / 2)
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            pool.apply(abs, (1,))  # it is up
+            written = pool.apply_async(keep_inserting, (uri, vectors.shape[1]))
+            busy, slowest = searches(engine, queries, SECONDS)
+            count, seconds = written.get()
+            begin, size = time.perf_counter(), docs.count_documents({})
+            settled(lambda: engine.describe("bench", "docs", "near"), size, pause=0.02)
+            behind = time.perf_counter() - begin
+        say("searches, idle, one thread", idle, "/s", "yardstick")
+        say(f"searches beside {count / seconds:,.0f} inserts a second", busy, "/s", f"{busy / idle:.2f} of idle")
+        say("  the slowest of 100", slowest, "ms")
+        say("  the last insert is in the index after", behind * 1000, "ms")
+    docs.delete_many({"_id": {"$not": {"$lt": len(vectors)}}})
+
+
+def searches(engine: SearchEngine, queries: np.ndarray, seconds: float) -> tuple[float, float]:
+    """Search for so long; return searches a second, and how long the slowest of a hundred took, in ms."""
+    taken, end = [], time.perf_counter() + seconds
+    while (begin := time.perf_counter()) < end:
+        engine.search(asked(queries[len(taken) % len(queries)]))
+        taken.append(time.perf_counter() - begin)
+    return len(taken) / seconds, float(np.percentile(taken, 99)) * 1000
+
+
+def keep_inserting(uri: str, dimension: int) -> tuple[int, float]:
+    """Insert at a rate, for as long as the searches go on; return how many, and in how long."""
+    docs = MongoClient[dict[str, Any]](uri)["bench"]["docs"]
+    made = dict(docs.find_one({"_id": 0}) or {})
+    rows = np.random.default_rng(7).standard_normal((1000, dimension)).astype(np.float32)
+    outputs = [output(row) for row in rows]
+    begin, count = time.perf_counter(), 0
+    while (now := time.perf_counter() - begin) < SECONDS:
+        if count > now * RATE:
+            time.sleep(0.001)
+            continue
+        some = [{**made, "_id": f"more{count + i}", "_outputs": each} for i, each in enumerate(outputs)]
+        docs.insert_many(some, ordered=False)
+        count += len(some)
+    return count, time.perf_counter() - begin
+
+
+# --- loading
+
+
+def load(uri: str, vectors: np.ndarray) -> None:
+    """Load an index from MongoDB and from its snapshot, until the first answer."""
+    docs = MongoClient[dict[str, Any]](uri)["bench"]["docs"]
+
+    def read() -> None:
+        for _ in docs.find_raw_batches({}, {"_outputs.x.m": 1}, batch_size=2000):
+            pass
+
+    def first(engine: SearchEngine) -> None:
+        assert engine.search(asked(vectors[3])).ids[0] == 3
+
+    yardstick = min(timed(read) for _ in range(2))
+    say("pymongo: read the bytes of all vectors", yardstick, "s", "yardstick")
+    with tempfile.TemporaryDirectory() as folder:
+        with engine(uri, Path(folder)) as fresh:
+            took = timed(lambda: first(fresh))
+            say("loaded from MongoDB, first answer", took, "s", f"{took / yardstick:.2f} of pymongo")
+            settled(lambda: fresh.describe("bench", "docs", "near"), len(vectors))
+        with engine(uri, Path(folder)) as again:
+            took = timed(lambda: first(again))
+            state = again.describe("bench", "docs", "near")["snapshot"]
+            say("restarted from its snapshot, first answer", took, "s", f"snapshot {state}")
+
+
+def timed(step: Callable[[], Any]) -> float:
+    """Return how long a step takes, in seconds."""
+    begin = time.perf_counter()
+    step()
+    return time.perf_counter() - begin
+
+
+@contextmanager
+def engine(uri: str, folder: Path) -> Iterator[SearchEngine]:
+    """Yield an engine with snapshots that has loaded nothing yet."""
+    made = SearchEngine(MongoClient(uri), lambda *_: [], lambda *_: 0, snapshots=folder)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parts = {part.__name__: part for part in (filters, find, inserts, load)}
+    parser.add_argument("parts", nargs="*", choices=[*parts, "all"], default="all")
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--dimension", type=int, default=384)
+    options = parser.parse_args()
+    vectors = mixture(options.rows, options.dimension)
+    print(f"{options.rows:,} x {options.dimension}")
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+        Mongod.attach(Path(folder), cache_gb=2.0) as mongod,
+    ):
+        fill(mongod.uri, vectors)
+        for name in parts if "all" in options.parts else options.parts:
+            parts[name](mongod.uri, vectors)
+
+
+if __name__ == "__main__":
+    main()
