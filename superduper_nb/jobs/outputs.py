@@ -64,6 +64,10 @@ class Control:
         """Wait until it may compute: while others write, say."""
         return nullcontext()
 
+    def aside(self) -> AbstractContextManager[None]:
+        """Let somebody else compute, within a turn, while one waits for other processes."""
+        return nullcontext()
+
     def stopped(self) -> bool:
         """Say whether to stop: what is computed is still written."""
         return False

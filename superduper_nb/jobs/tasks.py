@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import functools
-import logging
 import os
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from pymongo import MongoClient
-from pymongo.database import Database
 from pymongo.errors import ConnectionFailure, ExecutionTimeout, OperationFailure, PyMongoError, WTimeoutError
 
-from superduper_nb.documents.download import DownloadPolicy
+from superduper_nb.cluster.dask import WorkerLostError
 from superduper_nb.jobs.capture import Lines, capture
 from superduper_nb.jobs.kinds import Work, work_of
 from superduper_nb.jobs.outputs import Control, Outcome
 from superduper_nb.jobs.records import JobStore
 from superduper_nb.jobs.running import error_record
-from superduper_nb.jobs.turns import Turns
-from superduper_nb.models.loading import Loader
+from superduper_nb.jobs.worker import opened, policy, turns
 
 __all__ = ["PROGRESS", "Broken", "assignment", "execute", "is_passing", "run_part"]
 
@@ -77,12 +72,15 @@ class _Minder(Control):
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        with _turns().turn() if self._worker else nullcontext():
+        with turns().turn() if self._worker else nullcontext():
             self._computes_since = time.monotonic()
             try:
                 yield
             finally:
                 self._computes_since = None
+
+    def aside(self) -> AbstractContextManager[None]:
+        return turns().aside() if self._worker else nullcontext()
 
     def stopped(self) -> bool:
         return self._stop.is_set()
@@ -175,6 +173,8 @@ def execute(database: str, job: dict[str, Any], ids: Sequence[Any], key: str) ->
         work, store = _prepared(database, job)
         outcome = run_part(work, store, job, ids, told=_teller(key), worker=True)
         return replace(outcome, worker=f"{socket.gethostname()}:{os.getpid()}")
+    except WorkerLostError:  # another one, of those that train together: the dispatcher knows what to do
+        raise
     except BaseException as error:  # what can't be pickled, or would end the worker, becomes a record here
         return Broken(error_record(error), again=is_passing(error))
 
@@ -201,38 +201,10 @@ def _prepared(database: str, job: dict[str, Any]) -> tuple[Work, JobStore]:
     with _lock:
         if key in _kept:
             return _kept[key]
-        opened, loader = _opened(database)
-    made = work_of(opened, loader, job, _policy()), JobStore(opened)
+        where, loader = opened(database)
+    made = work_of(where, loader, job, policy()), JobStore(where)
     with _lock:
         _kept[key] = made
         while len(_kept) > _LASTING:
             del _kept[next(iter(_kept))]
     return made
-
-
-@functools.cache
-def _turns() -> Turns:
-    # Our own pool says how many of a worker's threads compute at one time; elsewhere OMP_NUM_THREADS does so, too.
-    return Turns(max(1, int(os.environ.get("OMP_NUM_THREADS") or 1)))
-
-
-@functools.cache
-def _opened(database: str) -> tuple[Database[Any], Loader]:
-    opened = _client()[database]
-    return opened, Loader(opened)
-
-
-@functools.cache
-def _policy() -> DownloadPolicy:
-    from superduper_nb.config import Config
-
-    return DownloadPolicy(**Config.load().downloads.values())
-
-
-@functools.cache
-def _client() -> MongoClient[dict[str, Any]]:
-    from superduper_nb.cluster.mongod import connect_options
-    from superduper_nb.config import Config
-
-    logging.getLogger().setLevel(logging.INFO)  # a worker's log is that of its jobs
-    return MongoClient(Config.load().mongodb.address(), **connect_options())

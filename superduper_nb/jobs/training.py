@@ -35,13 +35,13 @@ class TrainingWork:
 
     def run(self, ids: Sequence[Any], control: Control | None = None) -> Outcome:
         """Train; store the best as new versions of the models."""
-        from superduper_nb.training.loop import INTERRUPTED
+        from superduper_nb.training.results import INTERRUPTED
         from superduper_nb.training.task import Run
 
         control = control or Control()
         run = Run(self._database, self._loader, self._job["_id"])
-        jobs = JobStore(self._database)
-        trained = run.train(control, lambda text, curves: jobs.note(self._job["_id"], text, curves))
+        jobs, others = JobStore(self._database), self._others(run.training.processes, control)
+        trained = run.train(control, lambda text, curves: jobs.note(self._job["_id"], text, curves), others)
         state = jobs.get(self._job["_id"])["state"]
         if control.stopped() and state != "cancelled":
             return Outcome(trained.result.step)  # another has taken over, and stores what is to be stored
@@ -55,6 +55,14 @@ class TrainingWork:
         if result.stopped and result.stopped.startswith("the loss was"):
             failures.insert(0, {"_id": None, "error": f"Stopped: {result.stopped}; step {result.best_step} is kept."})
         return Outcome(result.step, tuple(failures), more=len(skipped) - len(skipped.first))
+
+    def _others(self, processes: int, control: Control) -> Any:
+        """Return the processes that train with this one, where there is a Dask cluster to have them."""
+        if processes == 1:
+            return None
+        from superduper_nb.jobs.ranks import DaskRanks, in_worker
+
+        return DaskRanks(self._database.name, self._job["_id"], processes, control.stopped) if in_worker() else None
 
     def _follow(self, run: Any, models: list[str], *, cancelled: bool) -> None:
         """Register the watcher of an imputation; where the job's own children will not run, record others."""

@@ -34,6 +34,16 @@ class Turns:
         finally:
             self._give()
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Give one's place to somebody else, within a turn, and wait for one again."""
+        self._give()
+        try:
+            yield
+        finally:
+            if (called := self._take()) is not None:
+                called.wait()
+
     def _take(self) -> threading.Event | None:
         with self._lock:
             if self._free:

@@ -1,35 +1,42 @@
-"""Documents as batches: streamed from MongoDB in ranges of ``_id``, shuffled by buffers, the same for the same seed.
+"""Documents as batches: streamed from MongoDB, shuffled by buffers, the same for the same seed.
 
 The collection is never in memory as a whole. One look at the identifiers cuts it into blocks; an epoch draws the blocks
-in a random order and shuffles a buffer of them at a time. What was prepared stays, up to a bound, for the next epoch.
+in a random order and shuffles a buffer of them at a time. A batch is cut from that order; documents of it that can't be
+prepared are left out of it. One buffer is read ahead, and a few batches are prepared ahead. What was prepared stays, up
+to a bound, for the next epoch; where that is everything, whole batches are picked from it without a thread.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, Final
+from itertools import islice
+from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
-from pymongo.collection import Collection
-from pymongo.database import Database
+from toolz import partition_all
 
-from superduper_nb.components.validation import COPIES
 from superduper_nb.errors import SuperduperError
+from superduper_nb.training.documents import BLOCK, Documents
+from superduper_nb.training.seeds import seed_all
+from superduper_nb.training.stack import Stack, memory
 
-__all__ = ["Block", "Documents", "FrozenDocuments", "Samples", "Skipped"]
+__all__ = ["Batch", "Samples", "Skipped", "filled"]
 
-_BLOCK: Final = 128
 _BUFFER_BYTES: Final = 64 * 2**20
 _BUFFER_DOCUMENTS: Final = 4096
+_AHEAD: Final = 4
+"""So many batches each preparing thread may be ahead of the training."""
 _FIRST: Final = 20
-_END: Final = object()
-
-Block = tuple[Any, Any, int]
-"""The first ``_id`` of a range, the first after it (None: there is none), and how many documents it held."""
+_SKIPPED: Final = object()
+_MISSING: Final = object()
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
+Row = tuple[int, int, Any]
+"""A block's number, a place in it, and the document there; None instead of it where its sample is kept."""
 
 
 @dataclass(slots=True)
@@ -46,109 +53,51 @@ class Skipped:
 
     reasons: Counter[str] = field(default_factory=Counter)
     first: list[dict[str, Any]] = field(default_factory=list)
-    _seen: set[bytes] = field(default_factory=set)
+    _seen: dict[bytes, str] = field(default_factory=dict)
 
     def add(self, id: Any, error: Exception) -> None:
         """Count one; once, though each epoch meets it again."""
         import bson
 
-        if (key := bson.encode({"": id})) in self._seen:
-            return
-        self._seen.add(key)
         why = str(error) if isinstance(error, SuperduperError) else f"{type(error).__name__}: {error}"
-        self.reasons[why[:200] if len(self.reasons) < _FIRST else "other reasons"] += 1
-        if len(self.first) < _FIRST:
+        if self._count(bson.encode({"": id}), why) and len(self.first) < _FIRST:
             self.first.append({"_id": id, "error": why[:1000]})
+
+    def _count(self, key: bytes, why: str) -> bool:
+        if key in self._seen:
+            return False
+        self._seen[key] = why
+        self.reasons[why[:200] if len(self.reasons) < _FIRST else "other reasons"] += 1
+        return True
+
+    def merge(self, other: Skipped) -> None:
+        """Count what another process skipped, too."""
+        new = [each for each in other.first if self._count(*other.known(each["_id"]))]
+        self.first = [*self.first, *new][:_FIRST]
+        for key, why in other._seen.items():
+            self._count(key, why)
+
+    def known(self, id: Any) -> tuple[bytes, str]:
+        """Return under which key, and why, one was counted."""
+        import bson
+
+        key = bson.encode({"": id})
+        return key, self._seen[key]
 
     def __len__(self) -> int:
         return len(self._seen)
 
 
-class Documents:
-    """The documents of a query, in blocks.
+class Batch(NamedTuple):
+    """What is made of some samples, and of how many."""
 
-    Parameters
-    ----------
-    collection : pymongo.collection.Collection
-        Plain pymongo's.
-    filter : dict
-        Which of them.
-    projection : dict, optional
-        What is read of each.
-    blocks : sequence of Block, optional
-        Their ranges, where an earlier look is to be kept.
-    """
-
-    def __init__(
-        self,
-        collection: Collection[dict[str, Any]],
-        filter: dict[str, Any],
-        projection: dict[str, Any] | None = None,
-        *,
-        blocks: Sequence[Block] | None = None,
-    ) -> None:
-        self._collection, self._filter, self._projection = collection, filter, projection
-        self._blocks = blocks
-
-    @cached_property
-    def blocks(self) -> list[Block]:
-        """The ranges: looked for when they are first needed."""
-        return list(self._cut() if self._blocks is None else self._blocks)
-
-    def __len__(self) -> int:
-        return sum(size for _, _, size in self.blocks)
-
-    def _cut(self) -> Iterator[Block]:
-        first: Any = _END
-        size = 0
-        for document in self._collection.find(self._filter, {"_id": 1}).sort("_id", 1):
-            if first is _END:
-                first = document["_id"]
-            elif size == _BLOCK:
-                yield first, document["_id"], size
-                first, size = document["_id"], 0
-            size += 1
-        if size:
-            yield first, None, size
-
-    def read(self, block: Block) -> list[dict[str, Any]]:
-        """Return the documents of a block."""
-        low, high, _ = block
-        # Bounds of the index, unlike a query, compare identifiers of all types.
-        found = self._collection.find(self._filter, self._projection).hint([("_id", 1)]).min([("_id", low)])
-        return list(found if high is None else found.max([("_id", high)]))
-
-    def aggregate(self, pipeline: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Return what a pipeline makes of the documents."""
-        return list(self._collection.aggregate([{"$match": self._filter}, *pipeline], allowDiskUse=True))
-
-    @property
-    def document_bytes(self) -> int:
-        """About the size of a document."""
-        stats = list(self._collection.aggregate([{"$collStats": {"storageStats": {}}}]))
-        return max(1, sum(int(each["storageStats"].get("avgObjSize", 0)) for each in stats) // max(1, len(stats)))
+    data: Any
+    size: int
 
 
-class FrozenDocuments(Documents):
-    """The documents of a validation set, in the order in which they were copied.
-
-    Parameters
-    ----------
-    database : pymongo.database.Database
-        Plain pymongo's.
-    copy : str
-        Which copy.
-    target : str, optional
-        A path that each must have.
-    """
-
-    def __init__(self, database: Database[dict[str, Any]], copy: str, target: str | None = None) -> None:
-        wanted = {f"document.{target}": {"$exists": True, "$ne": None}} if target else {}
-        super().__init__(database[COPIES], {"copy": copy, **wanted}, {"document": 1})
-
-    def read(self, block: Block) -> list[dict[str, Any]]:
-        """Return the documents of a block."""
-        return [row["document"] for row in super().read(block)]
+def filled(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Yield the batches of which something is left."""
+    return (batch for batch in batches if batch.size)
 
 
 class Samples:
@@ -162,12 +111,21 @@ class Samples:
         ``document -> sample``; a document for which it raises is skipped, and counted.
     skipped : Skipped
         Counts them.
+    collate : callable, default list
+        ``samples -> batch``.
+    by_rows : bool, default False
+        Row for row, `collate` makes the same of a sample whatever the others are, as long as all are alike.
     seed : int
         Of the shuffling.
     buffer : int, optional
         So many documents are shuffled together; default: as many as fit into 64 MB.
     cache_bytes : int, default 0
-        So much of what was prepared is kept.
+        So much of what was prepared is kept. 0: it is prepared in the training's own thread and order, from generators
+        that are seeded for each batch, for then it may draw at random.
+    workers : int, default 1
+        Threads that prepare batches ahead.
+    share : (int, int), default (0, 1)
+        Which part of each batch, of how many, is wanted.
     """
 
     def __init__(
@@ -176,86 +134,140 @@ class Samples:
         prepare: Callable[[dict[str, Any]], Any],
         skipped: Skipped,
         *,
+        collate: Callable[[list[Any]], Any] = list,
+        by_rows: bool = False,
         seed: int = 0,
         buffer: int | None = None,
         cache_bytes: int = 0,
+        workers: int = 1,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         self.documents, self.skipped = documents, skipped
-        self.buffer = buffer or max(_BLOCK, min(_BUFFER_DOCUMENTS, _BUFFER_BYTES // documents.document_bytes))
-        self._prepare, self._seed, self._left = prepare, seed, cache_bytes
+        self.buffer = buffer or max(BLOCK, min(_BUFFER_DOCUMENTS, _BUFFER_BYTES // documents.document_bytes))
+        self._prepare, self._collate, self._by_rows = prepare, collate, by_rows
+        self._seed, self._left, self._workers, self._share = seed, cache_bytes, workers, share
         self._keeps = cache_bytes > 0
-        self._cache: dict[int, list[Any]] = {}
+        self._kept: dict[int, list[Any]] = {}
+        self._lacking: dict[int, int] = {}
+        self._stack: Stack | None = None
+        self._lock = threading.Lock()
 
-    def epoch(self, epoch: int) -> Iterator[Any]:
-        """Yield the samples of an epoch, shuffled."""
+    def batches(self, size: int, epoch: int | None = None, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch, shuffled; without one, by ``_id``. Those before `start` are not prepared."""
+        whole = self._whole()
+        if whole and self._by_rows:
+            self._pile_up()
+        cuts = enumerate(partition_all(size, self._rows(epoch)))
+        wanted = ((n, self._part(rows)) for n, rows in islice(cuts, start, None))
+        if whole:
+            return (self._batch(rows) for _, rows in wanted)
+        if self._keeps:
+            return ahead(lambda each: self._batch(each[1]), wanted, self._workers, _AHEAD)
+        return self._drawn(epoch, wanted)
+
+    def _drawn(self, epoch: int | None, wanted: Iterable[tuple[int, Sequence[Row]]]) -> Iterator[Batch]:
+        for n, rows in wanted:
+            seed_all(self._seed, "batch", epoch, n, self._share[0])
+            yield self._batch(rows)
+
+    def epoch(self, epoch: int | None) -> Iterator[Any]:
+        """Yield the samples of an epoch one by one."""
+        for batch in filled(self.batches(BLOCK, epoch)):
+            yield from batch.data
+
+    # --- from documents to batches ---------------------------------------------------------------------------------
+
+    def _rows(self, epoch: int | None) -> Iterator[Row]:
+        """Yield what an epoch takes, in its order; without one, by ``_id``."""
+        blocks = range(len(self.documents.blocks))
+        if epoch is None:
+            for rows in self._groups([[number] for number in blocks]):
+                yield from rows
+            return
         rng = np.random.default_rng([self._seed, epoch])
-        order = rng.permutation(len(self.documents.blocks)).tolist()
-        each = max(1, self.buffer // _BLOCK)
-        for samples in self._groups([order[at : at + each] for at in range(0, len(order), each)]):
-            for row in rng.permutation(len(samples)).tolist():
-                yield samples[row]
+        order = rng.permutation(len(blocks)).tolist()
+        each = max(1, self.buffer // BLOCK)
+        for rows in self._groups([order[at : at + each] for at in range(0, len(order), each)]):
+            for at in rng.permutation(len(rows)).tolist():
+                yield rows[at]
 
-    def in_order(self) -> Iterator[Any]:
-        """Yield the samples by ``_id``."""
-        for samples in self._groups([[number] for number in range(len(self.documents.blocks))]):
-            yield from samples
+    def _groups(self, groups: list[list[int]]) -> Iterator[list[Row]]:
+        """Yield the rows of each group of blocks; the next one is read while one is worked on."""
+        return map(self._read, groups) if self._whole() else ahead(self._read, groups, 1, 1)
 
-    def _groups(self, groups: list[list[int]]) -> Iterator[list[Any]]:
-        """Yield the samples of each group of blocks."""
-        if len(self._cache) == len(self.documents.blocks):
-            return (self._read(group)() for group in groups)
-        return self._read_ahead(groups)
+    def _read(self, group: list[int]) -> list[Row]:
+        return [row for number in group for row in self._block(number)]
 
-    def _read_ahead(self, groups: list[list[int]]) -> Iterator[list[Any]]:
-        """Yield the samples of each group; the next one is read while one is worked on.
+    def _block(self, number: int) -> list[Row]:
+        if self._complete(number):
+            return [(number, at, None) for at in range(len(self._kept[number]))]
+        documents = self.documents.read(self.documents.blocks[number])
+        if self._keeps and len(self._kept.get(number, ())) != len(documents):
+            self._kept[number], self._lacking[number] = [_MISSING] * len(documents), len(documents)
+        return [(number, at, document) for at, document in enumerate(documents)]
 
-        It is prepared beside the training, too, unless nothing is to be kept: then `preprocess` may draw at random, and
-        draws from the training's own generators, in its order.
-        """
+    def _complete(self, number: int) -> bool:
+        return self._lacking.get(number) == 0
 
-        def ahead(group: list[int]) -> Callable[[], list[Any]]:
-            prepare = self._read(group)
-            if not self._keeps:
-                return prepare
-            samples = prepare()
-            return lambda: samples
+    def _part(self, rows: Sequence[Row]) -> Sequence[Row]:
+        part, parts = self._share
+        return rows[len(rows) * part // parts : len(rows) * (part + 1) // parts]
 
-        with ThreadPoolExecutor(1, thread_name_prefix="superduper-training-reader") as reader:
-            coming = [reader.submit(ahead, group) for group in groups[:1]]
-            for n in range(len(groups)):
-                samples = coming.pop().result()
-                coming = [reader.submit(ahead, group) for group in groups[n + 1 : n + 2]]
-                yield samples()
+    def _batch(self, rows: Sequence[Row]) -> Batch:
+        samples = [sample for row in rows if (sample := self._sample(*row)) is not _SKIPPED]
+        if not samples:
+            return Batch(None, 0)
+        return Batch(self._collate(samples) if self._stack is None else self._stack.take(samples), len(samples))
 
-    def _read(self, group: list[int]) -> Callable[[], list[Any]]:
-        """Read what is not kept; return what prepares it."""
-        blocks = self.documents.blocks
-        read = [(n, None if n in self._cache else self.documents.read(blocks[n])) for n in group]
-        return lambda: [sample for number, documents in read for sample in self._prepared(number, documents)]
-
-    def _prepared(self, number: int, documents: list[dict[str, Any]] | None) -> list[Any]:
-        if documents is None:
-            return self._cache[number]
-        samples = []
-        for document in documents:
-            try:
-                samples.append(self._prepare(document))
-            except Exception as error:
+    def _sample(self, number: int, at: int, document: Any) -> Any:
+        if self._keeps and (kept := self._kept[number][at]) is not _MISSING:
+            return kept
+        try:
+            sample = self._prepare(document)
+        except Exception as error:
+            with self._lock:
                 self.skipped.add(document["_id"], error)
-        if (size := sum(map(_bytes, samples))) <= self._left:
-            self._left -= size
-            self._cache[number] = samples
-        return samples
+            sample = _SKIPPED
+        self._keep(number, at, sample)
+        return sample
+
+    # --- what is kept ----------------------------------------------------------------------------------------------
+
+    def _keep(self, number: int, at: int, sample: Any) -> None:
+        size = memory(sample)
+        with self._lock:
+            if self._keeps and size <= self._left:
+                self._left -= size
+                self._kept[number][at] = sample
+                self._lacking[number] -= 1
+
+    def _whole(self) -> bool:
+        return all(map(self._complete, range(len(self.documents.blocks))))
+
+    def _pile_up(self) -> None:
+        """Put all samples into one batch, from which the others are picked; keep only where each is in it."""
+        if self._stack is not None:
+            return
+        samples = [sample for number in sorted(self._kept) for sample in self._kept[number] if sample is not _SKIPPED]
+        self._stack = Stack.of(samples, self._collate)
+        if self._stack is None:
+            self._by_rows = False
+            return
+        places = iter(range(len(samples)))
+        for number in sorted(self._kept):
+            self._kept[number] = [each if each is _SKIPPED else next(places) for each in self._kept[number]]
 
 
-def _bytes(sample: Any) -> int:
-    """Estimate the memory of a sample."""
-    if hasattr(sample, "element_size"):
-        return int(sample.element_size() * sample.nelement()) + 128
-    if isinstance(sample, np.ndarray):
-        return int(sample.nbytes) + 128
-    if isinstance(sample, dict):
-        return 64 + sum(_bytes(key) + _bytes(value) for key, value in sample.items())
-    if isinstance(sample, (list, tuple)):
-        return 64 + sum(map(_bytes, sample))
-    return 64 + (len(sample) if isinstance(sample, (str, bytes)) else 0)
+def ahead(function: Callable[[_In], _Out], items: Iterable[_In], threads: int, depth: int) -> Iterator[_Out]:
+    """Yield what a function makes of each item; threads are ahead, each by so many items."""
+    with ThreadPoolExecutor(threads, thread_name_prefix="superduper-training-reader") as pool:
+        coming: deque[Future[_Out]] = deque()
+        try:
+            for item in items:
+                coming.append(pool.submit(function, item))
+                if len(coming) > depth * threads:
+                    yield coming.popleft().result()
+            while coming:
+                yield coming.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)

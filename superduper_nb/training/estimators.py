@@ -15,7 +15,7 @@ from superduper_nb.models import batches
 from superduper_nb.training.fitting import Fitter, Fitting
 from superduper_nb.training.imputation import ImputationTrainer
 from superduper_nb.training.metrics import measured
-from superduper_nb.training.stepper import seed_all
+from superduper_nb.training.seeds import seed_all
 
 __all__ = ["EstimatorTrainer", "is_estimator"]
 

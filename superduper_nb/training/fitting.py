@@ -11,12 +11,13 @@ from typing import Any, ClassVar, Final
 
 from superduper_nb.documents.paths import get_path
 from superduper_nb.errors import InvalidInputError, ModelError
-from superduper_nb.training.data import Samples
+from superduper_nb.training.data import Samples, filled
 from superduper_nb.training.imputation import Labels, targets_of
-from superduper_nb.training.loop import CANCELLED, INTERRUPTED, Best, Onlooker, Recorder, Result
+from superduper_nb.training.monitor import Best
 from superduper_nb.training.options import Training
-from superduper_nb.training.stepper import random_state_kept
-from superduper_nb.training.trainer import Trainer, cut
+from superduper_nb.training.results import CANCELLED, INTERRUPTED, Onlooker, Recorder, Result
+from superduper_nb.training.seeds import random_state_kept
+from superduper_nb.training.trainer import Trainer
 
 __all__ = ["Fitter", "Fitting", "SupervisedFitter"]
 
@@ -125,15 +126,15 @@ class Fitting:
     def batches(self, epoch: int, skip: int = 0) -> Iterator[list[Any]]:
         """Yield the batches of an epoch, as lists of samples, in the order of the seed; the first few left out."""
         n = -1
-        for n, batch in enumerate(cut(self._samples.epoch(epoch), self.training.batch_size, 1)):
+        for n, batch in enumerate(filled(self._samples.batches(self.training.batch_size, epoch))):
             if n >= skip:
-                yield batch
+                yield batch.data
         if n < 0:
             raise InvalidInputError("No document of the training fold could be prepared; see what was skipped.")
 
     def in_order(self) -> Iterator[Any]:
         """Yield every sample of the training fold."""
-        return self._samples.in_order()
+        return self._samples.epoch(None)
 
     @property
     def validation_sets(self) -> list[str]:
@@ -142,7 +143,7 @@ class Fitting:
 
     def held_out(self, name: str) -> Iterator[list[Any]]:
         """Yield batches of a validation set."""
-        return cut(self._validation[name].in_order(), self.training.batch_size, 1)
+        return (batch.data for batch in filled(self._validation[name].batches(self.training.batch_size)))
 
     # --- what it is told -----------------------------------------------------------------------------------------
 

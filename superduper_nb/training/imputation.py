@@ -107,6 +107,11 @@ class ImputationTrainer(Trainer):
             return self.sides[0].collate(list(inputs)), self.target.collate(list(targets))
         return self.sides[0].collate(list(inputs)), targets_of(list(targets))
 
+    @property
+    def by_rows(self) -> bool:
+        """Say whether `collate` makes of a sample the same row whatever the others are, as long as all are alike."""
+        return self.plain and not (isinstance(self.target, Side) and hasattr(self.target.module, "collate"))
+
     def step(self, batch: Any) -> Any:
         """Return the loss of a batch."""
         outputs, targets = map(self.group.gather, self.compared(batch))

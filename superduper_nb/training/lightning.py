@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from superduper_nb.errors import InvalidInputError
 from superduper_nb.training.fitting import Fitting, SupervisedFitter
-from superduper_nb.training.stepper import seed_all
+from superduper_nb.training.seeds import seed_all
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer

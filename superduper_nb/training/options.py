@@ -64,6 +64,9 @@ class Training:
     cache_mb : int, default 256
         Prepared documents kept from epoch to epoch, so that a small set is read once. 0 where `preprocess` draws at
         random (augmentation).
+    workers : int, default 1
+        Threads that prepare batches ahead of the training (`preprocess`, `collate`). More of them help where that waits
+        or computes outside of Python (files, images); none is used once everything is kept, or with ``cache_mb=0``.
     checkpoint_every_s : float, default 60.0
         Seconds between checkpoints, from which a killed training goes on.
     processes : int, default 1
@@ -93,12 +96,13 @@ class Training:
     use_grads: Mapping[str, bool] = field(default_factory=dict)
     class_weights: Mapping[Any, float] | str | None = None
     cache_mb: int = 256
+    workers: int = 1
     checkpoint_every_s: float = 60.0
     processes: int = 1
     warm_start: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "grad_accumulation", "processes"):
+        for name in ("batch_size", "grad_accumulation", "processes", "workers"):
             self._number(name, int, 1)
         for name in ("seed", "cache_mb", "warmup_steps"):
             self._number(name, int, 0)

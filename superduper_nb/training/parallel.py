@@ -1,43 +1,69 @@
-"""Training in several processes at once: each takes its share of every batch, and all take the same step.
+"""Training in several processes at once: each reads and takes its share of every batch, and all take the same step.
 
 A step is exactly that of one process for any loss over a whole batch (in-batch negatives, class weights): outputs are
 gathered before the loss, each process takes the loss of all rows, and its gradient through its own; their sum is the
 gradient. A trainer that gathers nothing gets the mean of the processes' losses, weighted by their shares.
 
-Gloo on CPUs, NCCL on GPUs. The groups are objects of their own, not torch's default one: two trainings may run in one
-process.
+They meet at a store of the first process, which leads: it validates, keeps and decides, and the others follow it from
+step to step. Gloo connects them; between GPUs gradients go by NCCL. Groups are objects of their own, not torch's
+default one: two trainings may run in one process.
 """
 
 from __future__ import annotations
 
-import os
-import pickle
+import itertools
 import socket
-import struct
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import timedelta
-from itertools import pairwise
-from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import torch
+from torch import distributed as _distributed
 
-from superduper_nb.cluster.dask_host import worker_environment
-from superduper_nb.components import artifacts
-from superduper_nb.errors import ModelError
+from superduper_nb.training.data import Samples, Skipped
 from superduper_nb.training.options import Training
-from superduper_nb.training.stepper import Stepper, seed_all
+from superduper_nb.training.results import Onlooker
+from superduper_nb.training.seeds import random_state_kept, seed_all
+from superduper_nb.training.stepper import Stepper
+from superduper_nb.training.steps import steps
 from superduper_nb.training.trainer import Group, Trainer
 
-__all__ = ["Processes", "TorchGroup", "serve", "shares"]
+__all__ = ["Others", "TorchGroup", "follow", "leading", "place"]
 
-_TIMEOUT: Final = timedelta(minutes=30)
-"""So long may one process keep the others waiting: the first one validates meanwhile."""
-_LENGTH: Final = struct.Struct("!Q")
+distributed: Any = _distributed
+"""What a build of torch without it lacks, its type information lacks, too."""
+_TIMEOUT: Final = timedelta(hours=12)
+"""So long may one process keep the others waiting: the first one validates meanwhile. A lost one is noticed sooner."""
+_JOIN: Final = timedelta(seconds=60)
+_LOOK: Final = timedelta(seconds=1)
+_ASK_S: Final = 0.1
+_OVER: Final = "over"
+_NONE, _STOP = -1, -2
+
+
+class Others(Protocol):
+    """The processes of a training beside the first one, wherever they are."""
+
+    host: str
+    """Under which address of this machine they reach the first one."""
+
+    def start(self, address: str, given: Mapping[str, Any]) -> None:
+        """Have them begin: join at an address, with what was given."""
+
+    def look(self, *, failed: bool = False) -> None:
+        """Raise why, where one of them is lost; `failed`: a connection to one broke."""
+
+    def results(self) -> Iterable[Skipped]:
+        """Wait until they are done; return what each has skipped."""
+
+    def end(self) -> None:
+        """Forget them."""
+
+
+class _Over(Exception):  # noqa: N818  # no error: there is nothing left to take part in
+    pass
 
 
 class TorchGroup(Group):
@@ -45,23 +71,61 @@ class TorchGroup(Group):
 
     Parameters
     ----------
-    store : str
-        A file of their own, by which they meet.
+    store : torch.distributed.Store
+        Where they meet.
     rank, size : int
         Which of how many this is.
     device : torch.device
         Where its tensors are.
+    host : str
+        This machine's address, for the others.
+    width : int
+        Batches of a step, at most.
+    look : callable
+        Called each second while others are waited for, and with ``failed=True`` when a connection broke: raises where
+        there is nobody to wait for.
+    aside : callable
+        Gives a context in which others may compute.
     """
 
-    def __init__(self, store: str, rank: int, size: int, device: Any) -> None:
-        meeting = torch.distributed.FileStore(store, size)  # type: ignore[attr-defined]
+    def __init__(
+        self,
+        store: Any,
+        rank: int,
+        size: int,
+        device: torch.device,
+        host: str,
+        *,
+        width: int,
+        look: Callable[..., None],
+        aside: Callable[[], AbstractContextManager[None]],
+    ) -> None:
         self.rank, self.size, self.device = rank, size, device
         self.sizes: Sequence[int] = ()
+        self._width, self._look, self._aside = width, look, aside
+        options = distributed.ProcessGroupGloo._Options()
+        options._devices = [distributed.ProcessGroupGloo.create_device(hostname=host)]
+        options._timeout = _TIMEOUT
+        self._told = distributed.ProcessGroupGloo(distributed.PrefixStore("gloo", store), rank, size, options)
+        self._tensors: Any = self._told
         if device.type == "cuda":
-            options = torch.distributed.ProcessGroupNCCL.Options()
-            self._processes: Any = torch.distributed.ProcessGroupNCCL(meeting, rank, size, options)
-        else:
-            self._processes = torch.distributed.ProcessGroupGloo(meeting, rank, size, _TIMEOUT)
+            nccl = distributed.ProcessGroupNCCL.Options()
+            self._tensors = distributed.ProcessGroupNCCL(distributed.PrefixStore("nccl", store), rank, size, nccl)
+
+    def agree(self, sizes: Sequence[int]) -> list[list[int]] | None:
+        """Tell how many rows of each batch of a step there are here; return how many there are in each process."""
+        mine = torch.tensor([*sizes, *[_NONE] * (self._width - len(sizes))])
+        parts = [torch.empty_like(mine) for _ in range(self.size)]
+        self._finish(self._told.allgather([parts], [mine]))
+        each = [list(column) for column in zip(*(part.tolist() for part in parts), strict=True)]
+        if _STOP in each[0]:
+            raise _Over
+        return [column for column in each if _NONE not in column] or None
+
+    def stop(self) -> None:
+        """Tell the others, who are about to agree, that it is over."""
+        with suppress(_Over):
+            self.agree([_STOP])
 
     def begin(self, sizes: Sequence[int]) -> None:
         """Hear how the rows of the next batch are shared out."""
@@ -84,13 +148,13 @@ class TorchGroup(Group):
         padded = tensor.new_zeros((most, *tensor.shape[1:]))
         padded[: len(tensor)] = tensor.detach()
         parts = [torch.empty_like(padded) for _ in range(self.size)]
-        self._processes.allgather([parts], [padded]).wait()
+        self._compute(self._tensors.allgather([parts], [padded]))
         return torch.cat([part[:size] for part, size in zip(parts, self.sizes, strict=True)])
 
     def sum(self, value: float) -> float:
         """Return the sum over the processes."""
-        tensor = torch.tensor([value], dtype=torch.float64, device=self.device)
-        self._processes.allreduce([tensor]).wait()
+        tensor = torch.tensor([value], dtype=torch.float64)
+        self._compute(self._told.allreduce([tensor]))
         return float(tensor)
 
     def reduce(self, parameters: Iterable[Any]) -> None:
@@ -102,10 +166,30 @@ class TorchGroup(Group):
             by_type.setdefault(parameter.grad.dtype, []).append(parameter.grad)
         for gradients in by_type.values():
             flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-            self._processes.allreduce([flat]).wait()
+            self._compute(self._tensors.allreduce([flat]))
             parts = torch.split(flat, [gradient.numel() for gradient in gradients])
             for gradient, part in zip(gradients, parts, strict=True):
                 gradient.copy_(part.view_as(gradient))
+
+    def _compute(self, work: Any) -> None:
+        """Wait inside a step: of two trainings that share two workers, each would else wait for the other's turn."""
+        if self._tensors is not self._told:
+            work.wait()
+            return
+        with random_state_kept(), self._aside():
+            self._finish(work)
+
+    def _finish(self, work: Any) -> None:
+        while True:
+            try:
+                work.wait(_LOOK)
+                return
+            except RuntimeError:  # a second is over, or a connection broke
+                self._look(failed=work.is_completed() and not work.is_success())
+
+    def leave(self) -> None:
+        """Close the connections, so that nobody waits for this process."""
+        self._told = self._tensors = None
 
 
 class _Gather(torch.autograd.Function):
@@ -119,141 +203,112 @@ class _Gather(torch.autograd.Function):
         return gradients[0][context.start : context.start + context.rows], None
 
 
-def shares(samples: Sequence[Any], processes: int) -> list[list[Any]]:
-    """Cut a batch into as many parts, of nearly one size."""
-    bounds = [len(samples) * n // processes for n in range(processes + 1)]
-    return [list(samples[a:b]) for a, b in pairwise(bounds)]
+@contextmanager
+def leading(
+    stepper: Stepper, training: Training, others: Others, onlooker: Onlooker, given: Mapping[str, Any], skipped: Skipped
+) -> Iterator[None]:
+    """Train together with others: be the first process while the context lasts."""
+    size, width = training.processes, training.grad_accumulation
+    store, port = _opened_store(others.host)
+    group: TorchGroup | None = None
+    try:
+        others.start(f"{others.host}:{port}", given)
+        if _all_there(store, size, others, onlooker):
+            how: dict[str, Any] = {"width": width, "look": others.look, "aside": onlooker.aside}
+            group = TorchGroup(store, 0, size, stepper.device, others.host, **how)
+            stepper.join(group)
+        yield
+        if group is not None:
+            group.stop()
+        for each in others.results():
+            skipped.merge(each)
+    finally:
+        store.set(_OVER, "")
+        if group is not None:
+            group.leave()
+        others.end()
 
 
-class Processes:
-    """The processes of one training, this one among them; the others begin with the first step.
+def _opened_store(host: str) -> tuple[Any, int]:
+    """Return a store that listens at this address only, and its port."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family) as listening:
+        port = listening.getsockname()[1]
+        fd = listening.detach()
+    store = distributed.TCPStore(host, port, None, True, _JOIN, False, master_listen_fd=fd)
+    return store, port
 
-    Parameters
-    ----------
-    stepper : Stepper
-        This process's.
-    training : Training
-        How.
-    total : int
-        Steps at most.
-    """
 
-    def __init__(self, stepper: Stepper, training: Training, total: int) -> None:
-        self._stepper, self._training, self._total = stepper, training, total
-        self._children: list[tuple[subprocess.Popen[bytes], socket.socket]] = []
-        self._folder = tempfile.TemporaryDirectory(prefix="superduper-training-")
+def _all_there(store: Any, size: int, others: Others, onlooker: Onlooker) -> bool:
+    """Wait for the others; say whether they came before somebody stopped the training."""
+    expected = [f"rank {rank}" for rank in range(1, size)]
+    while not store.check(expected):
+        if onlooker.stopped():
+            return False
+        others.look()
+        time.sleep(_ASK_S)  # its own waiting writes to standard error each time that nobody has come
+    return True
 
-    def update(self, batches: list[list[Any]]) -> float:
-        """Take one step together.
 
-        Raises
-        ------
-        ModelError
-            Another process failed; the message says how.
-        """
-        if not self._children:
-            self._start()
-        count = self._training.processes
-        cut = [shares(batch, count) for batch in batches]
+def follow(
+    stepper: Stepper,
+    training: Training,
+    samples: Samples,
+    place: Mapping[str, int],
+    rank: int,
+    address: str,
+    host: str,
+    onlooker: Onlooker,
+) -> None:
+    """Take part in a training that another process leads, from its place on, until it is over or that one is lost."""
+    at, _, port = address.rpartition(":")
+    store = distributed.TCPStore(at, int(port), None, False, _JOIN, False)
+    store.set(f"rank {rank}", "")
+
+    def look(*, failed: bool = False) -> None:
         try:
-            for rank, (_, channel) in enumerate(self._children, 1):
-                _send(channel, pickle.dumps([(parts[rank], list(map(len, parts))) for parts in cut]))
-            return _step(self._stepper, [(parts[0], list(map(len, parts))) for parts in cut])
-        except (RuntimeError, OSError) as error:
-            raise ModelError(f"Another process of the training failed: {self._said() or error}") from error
+            over = failed or store.check([_OVER])
+        except RuntimeError:
+            over = True  # the store went with its process
+        if over:
+            raise _Over
 
-    def _start(self) -> None:
-        store, size = str(Path(self._folder.name) / "meeting"), self._training.processes
-        state = {"trainer": self._stepper.trainer, "training": self._training, "total": self._total, "store": store}
-        packed = artifacts.dumps({**state, "state": self._stepper.state()}, what="The training")
-        for rank in range(1, size):
-            child = _spawn()
-            self._children.append(child)
-            _send(child[1], pickle.dumps([entry or str(Path.cwd()) for entry in sys.path]))
-            _send(child[1], pickle.dumps(rank))
-            _send(child[1], packed)
-        self._stepper.trainer.group = self._stepper.group = TorchGroup(store, 0, size, self._stepper.device)
-
-    def _said(self) -> str | None:
-        for _, channel in self._children:
-            channel.settimeout(2)
-            with suppress(OSError, EOFError):
-                return str(pickle.loads(_receive(channel)))
-        return None
-
-    def close(self) -> None:
-        """End the other processes."""
-        for process, channel in self._children:
-            channel.close()
-            process.kill()
-            process.wait()
-        self._children = []
-        self._folder.cleanup()
+    how: dict[str, Any] = {"width": training.grad_accumulation, "look": look, "aside": onlooker.aside}
+    group = TorchGroup(store, rank, training.processes, stepper.device, host, **how)
+    stepper.join(group)
+    try:
+        with random_state_kept():
+            _follow(stepper, training, samples, place, group, onlooker)
+    except _Over:
+        pass
+    finally:
+        group.leave()
 
 
-def _step(stepper: Stepper, cut: list[tuple[list[Any], list[int]]]) -> float:
-    total = sum(sum(sizes) for _, sizes in cut)
-    collate = stepper.trainer.collate
-    return stepper.step([(collate(part), sum(sizes) / total, sizes) for part, sizes in cut])
+def _follow(
+    stepper: Stepper,
+    training: Training,
+    samples: Samples,
+    place: Mapping[str, int],
+    group: TorchGroup,
+    onlooker: Onlooker,
+) -> None:
+    number, start = place["step"], place["batch"]
+    for epoch in itertools.count(place["epoch"]):
+        for _, step in steps(samples, training, group, epoch, start):
+            if step:
+                with onlooker.turn():
+                    seed_all(training.seed, number, group.rank)
+                    stepper.step(step)
+                number += 1
+        start = 0
 
 
-def _spawn() -> tuple[subprocess.Popen[bytes], socket.socket]:
-    ours, theirs = socket.socketpair()
-    with theirs:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "superduper_nb.training.replica"],
-            stdin=theirs.fileno(),
-            env={**os.environ, **worker_environment(1)},
-        )
-    return process, ours
-
-
-def serve(channel: socket.socket) -> None:
-    """Take part in a training, in a process of its own, until the channel closes."""
-    sys.path[:] = pickle.loads(_receive(channel))
-    rank: int = pickle.loads(_receive(channel))
-    begun = pickle.loads(_receive(channel))
-    trainer: Trainer = begun["trainer"]
-    training: Training = begun["training"]
-    _place(trainer, rank)
-    stepper = Stepper(trainer, training, begun["total"])
-    stepper.restore(begun["state"])
-    step = begun["state"]["steps"]
-    trainer.group = stepper.group = TorchGroup(begun["store"], rank, training.processes, stepper.device)
-    while True:
-        seed_all(training.seed, step, rank)
-        cut = pickle.loads(_receive(channel))
-        try:
-            _step(stepper, cut)
-        except Exception as error:
-            _send(channel, pickle.dumps(f"{type(error).__name__}: {error}"))
-            raise
-        step += 1
-
-
-def _place(trainer: Trainer, rank: int) -> None:
-    """Give each process a GPU of its own, where there are any."""
-    for module in trainer.modules().values():
-        if next(module.parameters()).device.type == "cuda":
-            module.to(f"cuda:{rank}")
+def place(trainer: Trainer, rank: int) -> None:
+    """Give each process of a machine a GPU of its own, where there are several."""
+    if (count := torch.cuda.device_count()) < 2:
+        return
     for side in trainer.sides:
         if side.device is not None and side.device.type == "cuda":
-            side.device = torch.device(f"cuda:{rank}")
-
-
-def _send(channel: socket.socket, data: bytes) -> None:
-    channel.sendall(_LENGTH.pack(len(data)) + data)
-
-
-def _receive(channel: socket.socket) -> bytes:
-    (length,) = _LENGTH.unpack(_exactly(channel, _LENGTH.size))
-    return _exactly(channel, length)
-
-
-def _exactly(channel: socket.socket, size: int) -> bytes:
-    parts = bytearray()
-    while len(parts) < size:
-        if not (part := channel.recv(min(size - len(parts), 1 << 20))):
-            raise EOFError("the other side closed the channel")
-        parts += part
-    return bytes(parts)
+            side.device = torch.device(f"cuda:{rank % count}")
+            side.module.to(side.device)

@@ -14,7 +14,7 @@ from pymongo.database import Database
 
 from superduper_nb.components import Component, artifacts
 from superduper_nb.components.store import plain_database
-from superduper_nb.training.loop import Result
+from superduper_nb.training.results import Result
 
 __all__ = ["HISTORY", "PLACE", "RUNS", "RunRecorder", "RunStore", "Told", "sketch"]
 

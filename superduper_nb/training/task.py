@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pymongo.database import Database
 
@@ -15,13 +15,18 @@ from superduper_nb.documents.inputs import fields_read, seen_by_models
 from superduper_nb.errors import InvalidInputError, NotFoundError
 from superduper_nb.models import Loader
 from superduper_nb.training.building import Builder
-from superduper_nb.training.data import Documents, FrozenDocuments, Samples, Skipped
+from superduper_nb.training.data import Samples, Skipped
+from superduper_nb.training.documents import Documents, FrozenDocuments
 from superduper_nb.training.fitting import Fitter, Fitting
-from superduper_nb.training.loop import Loop, Onlooker, Result
+from superduper_nb.training.loop import Loop
 from superduper_nb.training.options import Training
+from superduper_nb.training.results import Onlooker, Result
 from superduper_nb.training.runs import RunRecorder, RunStore, Told
 from superduper_nb.training.stepper import Stepper
 from superduper_nb.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    from superduper_nb.training.parallel import Others
 
 __all__ = ["Run", "Trained"]
 
@@ -76,13 +81,14 @@ class Run:
         code = loader.object(self.task) if self.task.artifact else {}
         self.training = Training.from_definition(self.task.definition["training"], code)
         self._skipped = Skipped()
+        self._counted: dict[Any, int] = {}
         self._builder = Builder(loader, self.task, record["starts"], self.training)
         self._features = dict(self.task.definition.get("features") or {})
         self._upstream = {key: loader.store.get("model", model).version for key, model in self._features.items()}
         self._codec = loader.codec()
 
-    def train(self, onlooker: Onlooker, told: Told) -> Trained:
-        """Train, or go on with it; nothing is stored yet. `told` hears now and then how it goes.
+    def train(self, onlooker: Onlooker, told: Told, others: Others | None = None) -> Trained:
+        """Train, or go on with it; nothing is stored yet. `told` hears now and then how it goes; `others` take part.
 
         Raises
         ------
@@ -104,17 +110,41 @@ class Run:
         if trainer.loss is None and self.task.kind == "imputation":
             raise InvalidInputError("The model is a torch module: say by which loss= it is to be trained.")
         stepper = Stepper(trainer, self.training, total)
-        with contextlib.ExitStack() as undo:
-            update = None
-            if self.training.processes > 1:
-                from superduper_nb.training.parallel import Processes
-
-                processes = Processes(stepper, self.training, total)
-                undo.callback(processes.close)
-                update = processes.update
-            loop = Loop(stepper, self.training, train, validation, total, recorder, onlooker, update)
+        with self._together(stepper, train, onlooker, others):
+            loop = Loop(stepper, self.training, train, validation, total, recorder, onlooker)
             result = loop.run(checkpoint)
         return Trained(result, {}, self._skipped)
+
+    def _together(
+        self, stepper: Stepper, train: Samples, onlooker: Onlooker, others: Others | None
+    ) -> AbstractContextManager[None]:
+        if self.training.processes == 1:
+            return nullcontext()
+        if others is None:
+            raise InvalidInputError(
+                f"processes={self.training.processes}: they are tasks on Dask workers, and this job runs in the "
+                "notebook's own process. Connect to a notebook server, or leave out processes=."
+            )
+        from superduper_nb.training.parallel import leading
+
+        given = {"blocks": train.documents.blocks, "buffer": train.buffer, "labels": self._counted}
+        return leading(stepper, self.training, others, onlooker, given, self._skipped)
+
+    def take_part(self, rank: int, address: str, host: str, given: Mapping[str, Any], onlooker: Onlooker) -> Skipped:
+        """Be another process of this run, which one at an address leads; return what was skipped here."""
+        from superduper_nb.training.parallel import follow, place
+
+        checkpoint = self._runs.load_checkpoint(self.id)
+        trainer = self._builder.trainer(lambda key: given["labels"])
+        place(trainer, rank)
+        documents = self._documents("train", given["blocks"])
+        samples = self._samples(trainer, documents, given["buffer"], (rank, self.training.processes))
+        stepper = Stepper(trainer, self.training, self.training.steps(len(documents)))
+        if checkpoint is not None:
+            stepper.restore(checkpoint["stepper"])
+        at = checkpoint["place"] if checkpoint else {"step": 0, "epoch": 0, "batch": 0}
+        follow(stepper, self.training, samples, at, rank, address, host, onlooker)
+        return self._skipped
 
     def store(self, trained: Trained) -> Trained:
         """Store the best weights as new versions of the models; done twice, it is done once."""
@@ -150,7 +180,7 @@ class Run:
             raise InvalidInputError(f"There is nothing to learn from: no document of the fold 'train' {self._wanted}.")
         if len(documents) < self.training.processes:
             raise InvalidInputError(f"processes={self.training.processes}, but only {len(documents)} documents.")
-        samples = self._samples(trainer, documents, data.get("buffer"))
+        samples = self._samples(trainer, documents, data.get("buffer"), (0, self.training.processes))
         return samples, self.training.steps(len(documents))
 
     @property
@@ -184,13 +214,26 @@ class Run:
         held = self._loader.store.get("validation_set", name, collection=self.task.collection)
         return FrozenDocuments(self._database, held.definition["copy"], self.task.definition.get("target_key"))
 
-    def _samples(self, trainer: Trainer, documents: Documents, buffer: int | None = None) -> Samples:
+    def _samples(
+        self, trainer: Trainer, documents: Documents, buffer: int | None = None, share: tuple[int, int] = (0, 1)
+    ) -> Samples:
         def prepare(document: dict[str, Any]) -> Any:
             seen = seen_by_models(document, self._features, self._upstream)
             return trainer.prepare(self._codec.decode(seen, strict=True))
 
-        cache = self.training.cache_mb * 2**20
-        return Samples(documents, prepare, self._skipped, seed=self.training.seed, buffer=buffer, cache_bytes=cache)
+        own = isinstance(trainer, Fitter)  # it takes samples, not batches
+        return Samples(
+            documents,
+            prepare,
+            self._skipped,
+            collate=list if own else trainer.collate,
+            by_rows=trainer.by_rows and not own,
+            seed=self.training.seed,
+            buffer=buffer,
+            cache_bytes=self.training.cache_mb * 2**20,
+            workers=self.training.workers,
+            share=share,
+        )
 
     def _labels(self, key: str) -> dict[Any, int]:
         """Count the labels of the training fold, in the order of their values."""
@@ -201,6 +244,7 @@ class Run:
         found = documents.aggregate([*unwind, *group, *ordered])
         counts = {self._codec.decode(each["_id"]): each["n"] for each in found}
         _check_classes(key, list(counts))
+        self._counted = counts
         return counts
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from inspect import isgenerator
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,13 @@ class Group:
     """
 
     gathered = True
+
+    def agree(self, sizes: Sequence[int]) -> list[list[int]] | None:
+        """Tell how many rows of each batch of a step there are here; return how many there are in each process.
+
+        None: the epoch is over.
+        """
+        return [[size] for size in sizes]
 
     def begin(self, sizes: Sequence[int]) -> None:
         """Hear how the rows of the next batch are shared out."""
@@ -134,6 +141,16 @@ class Trainer:
         """Build a batch of samples; default: one input batch for each side."""
         return [side.collate(list(items)) for side, items in zip(self.sides, zip(*samples, strict=True), strict=True)]
 
+    @property
+    def by_rows(self) -> bool:
+        """Say whether `collate` makes of a sample the same row whatever the others are, as long as all are alike."""
+        return type(self).collate is Trainer.collate and self.plain
+
+    @property
+    def plain(self) -> bool:
+        """No model has a `collate` of its own."""
+        return not any(hasattr(side.module, "collate") for side in self.sides)
+
     def step(self, batch: Any) -> Any:
         """Return the loss of a batch: a tensor of one number, of which the loop takes the gradient.
 
@@ -169,16 +186,3 @@ def mean(weighted: Iterable[tuple[float, int]]) -> float:
     for value, size in weighted:
         total, weight = total + value * size, weight + size
     return total / weight if weight else float("nan")
-
-
-def cut(samples: Iterable[Any], size: int, least: int) -> Iterator[list[Any]]:
-    """Cut samples into batches. A last one below `least` is left out (batch norm can't take one), unless it is all."""
-    batch: list[Any] = []
-    first = True
-    for sample in samples:
-        if len(batch) == size:
-            yield batch
-            batch, first = [], False
-        batch.append(sample)
-    if batch and (first or len(batch) >= least):
-        yield batch

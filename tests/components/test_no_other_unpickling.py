@@ -23,7 +23,6 @@ ALLOWED = {
     "serving/server.py": "between the model server and its own child process",
     "serving/wire.py": "between the model server and its own child process",
     "serving/child.py": "between the model server and its own child process",
-    "training/parallel.py": "between a training and its own child processes",
     "serving/process.py": "between the model server and its own child process",
 }
 

@@ -9,7 +9,7 @@ from pymongo import MongoClient
 from pymongo.database import Database
 
 from superduper_nb.cluster.dask import DaskPool
-from superduper_nb.jobs import tasks
+from superduper_nb.jobs import tasks, worker
 from superduper_nb.jobs.dispatcher import Dispatcher, Pool
 
 
@@ -33,11 +33,11 @@ def worker_here(mongo_uri: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
     """Make this process a worker, too: it finds MongoDB as a worker does."""
     monkeypatch.setenv("SUPERDUPER_MONGODB__URI", mongo_uri)
     yield
-    if tasks._client.cache_info().currsize:
-        tasks._client().close()
-    tasks._client.cache_clear()
-    tasks._opened.cache_clear()
-    tasks._policy.cache_clear()
+    if worker._client.cache_info().currsize:
+        worker._client().close()
+    worker._client.cache_clear()
+    worker.opened.cache_clear()
+    worker.policy.cache_clear()
     tasks._kept.clear()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,11 +12,13 @@ from pymongo.database import Database
 from training_models import DIGITS, net
 
 import superduper_nb as sd
+from superduper_nb.errors import JobFailedError
 from superduper_nb.jobs.outputs import Control
 from superduper_nb.jobs.training import TrainingWork
 from superduper_nb.models import Loader
 from superduper_nb.training import RunStore
-from superduper_nb.training.data import Documents, Samples, Skipped
+from superduper_nb.training.data import Samples, Skipped
+from superduper_nb.training.documents import Documents
 from superduper_nb.training.runs import RunRecorder
 
 Docs = sd.Collection[dict[str, Any]]
@@ -180,32 +181,8 @@ def test_ctrl_c_keeps_the_best_too(digits: Docs, monkeypatch: pytest.MonkeyPatch
     assert not any(thread.name.startswith("superduper-training") for thread in threading.enumerate())
 
 
-@pytest.mark.parametrize("own_trainer", [False, True])
-def test_two_processes_take_the_same_steps_as_one(digits: Docs, own_trainer: bool) -> None:
-    """With a weighted loss over the whole batch, and with a trainer that knows of no other process."""
-    weights = []
-    for processes in (1, 2):
-        digits.create_model("net", net(dropout=0.0))
-        how = sd.Training(
-            max_steps=15, batch_size=33, optimizer="SGD", lr=0.1, clip_norm=1.0, processes=processes, validate_every=5
-        )
-        if own_trainer:
-            digits.create_trainer("plain", Squares)
-            jobs = digits.create_learning_task("digit", "plain", ["net"], ["img"], training=how)
-        else:
-            how = replace(how, class_weights={"one": 5.0}, grad_accumulation=2)
-            jobs = digits.create_imputation("digit", "net", "img", None, "label", loss="cross_entropy", training=how)
+def test_several_processes_are_refused_where_there_are_no_workers(digits: Docs) -> None:
+    how = sd.Training(epochs=1, processes=2)
+    jobs = digits.create_imputation("digit", "net", "img", None, "label", loss="cross_entropy", training=how)
+    with pytest.raises(JobFailedError, match="processes=2: they are tasks on Dask workers"):
         jobs.wait()
-        kind = digits.learning_tasks if own_trainer else digits.imputations
-        weights.append((digits.models["net"].state_dict(), kind["digit"].history["loss"].dropna().tolist()))
-        kind.delete("digit", force=True)
-        digits.models.delete("net", force=True)
-    (one, losses), (two, also) = weights
-    assert not torch.allclose(one["layers.0.weight"], net().layers[0].weight, atol=1e-3)
-    assert all(torch.allclose(one[name], two[name], atol=1e-5) for name in one)
-    assert losses == pytest.approx(also, rel=1e-4)
-
-
-class Squares(sd.Trainer):
-    def step(self, batch: Any) -> Any:
-        return (self.sides[0].output(batch[0]) ** 2).mean()

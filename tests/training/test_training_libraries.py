@@ -18,7 +18,8 @@ from training_models import DIGITS, Net
 import superduper_nb as sd
 from superduper_nb.jobs.outputs import Control
 from superduper_nb.training import Fitter, Fitting
-from superduper_nb.training.data import Documents, Samples, Skipped
+from superduper_nb.training.data import Samples, Skipped
+from superduper_nb.training.documents import Documents
 from superduper_nb.training.lightning import LightningTrainer
 from superduper_nb.training.skorch import SkorchTrainer
 
@@ -69,7 +70,7 @@ def batches(docs: Docs, rows: list[dict[str, Any]], epoch: int | None, seed: int
     fold = "valid" if epoch is None else "train"
     documents = Documents(plain, {"_fold": fold, "label": {"$exists": True}}, {"_id": 1})
     samples = Samples(documents, lambda each: each["_id"], Skipped(), seed=seed)
-    ids = list(samples.in_order() if epoch is None else samples.epoch(epoch))
+    ids = list(samples.epoch(epoch))
     x = torch.stack([torch.as_tensor(rows[id]["img"]) for id in ids])
     y = torch.tensor([CLASSES.index(rows[id]["label"]) for id in ids])
     return list(zip(x.split(size), y.split(size), strict=True))

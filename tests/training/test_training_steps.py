@@ -13,9 +13,10 @@ from training_models import net
 import superduper_nb as sd
 from superduper_nb.errors import InvalidInputError
 from superduper_nb.training import Side, Trainer
+from superduper_nb.training.data import Batch
 from superduper_nb.training.stepper import Stepper
 
-Batch = tuple[torch.Tensor, torch.Tensor]
+Pair = tuple[torch.Tensor, torch.Tensor]
 
 
 class Classify(Trainer):
@@ -34,7 +35,7 @@ class Both(Trainer):
 
 
 @pytest.fixture(scope="module")
-def batches() -> list[Batch]:
+def batches() -> list[Pair]:
     """Return eight batches of 32 digits."""
     x, y = load_digits(return_X_y=True)
     images, labels = torch.tensor(x[:256], dtype=torch.float32) / 16, torch.tensor(y[:256])
@@ -46,18 +47,18 @@ def stepper(training: sd.Training, total: int = 8) -> Stepper:
     return Stepper(Classify(sides=[side]), training, total)
 
 
-def trained(training: sd.Training, batches: list[Batch], each: int = 1) -> tuple[list[float], dict[str, torch.Tensor]]:
+def trained(training: sd.Training, batches: list[Pair], each: int = 1) -> tuple[list[float], dict[str, torch.Tensor]]:
     """Return the losses, and the weights after so many batches a step."""
     ours = stepper(training, len(batches) // each)
     losses = [
-        ours.step([(batch, 1 / each, [len(batch[1])]) for batch in batches[at : at + each]])
+        ours.step([(Batch(batch, len(batch[1])), [len(batch[1])]) for batch in batches[at : at + each]])
         for at in range(0, len(batches), each)
     ]
     return losses, ours.trained["net"].state_dict()
 
 
 def by_hand(
-    batches: list[Batch],
+    batches: list[Pair],
     *,
     each: int = 1,
     clip: float | None = None,
@@ -92,7 +93,7 @@ def assert_alike(ours: tuple[list[float], Any], theirs: tuple[list[float], Any],
     assert all(torch.allclose(ours[1][name], theirs[1][name], atol=tolerance) for name in theirs[1])
 
 
-def test_bf16_is_the_autocast_of_pytorch(batches: list[Batch]) -> None:
+def test_bf16_is_the_autocast_of_pytorch(batches: list[Pair]) -> None:
     ours = trained(sd.Training(lr=1e-2, precision="bf16"), batches)
     assert_alike(ours, by_hand(batches, dtype=torch.bfloat16))
     plain = by_hand(batches)
@@ -101,30 +102,30 @@ def test_bf16_is_the_autocast_of_pytorch(batches: list[Batch]) -> None:
     assert {value.dtype for value in ours[1].values()} == {torch.float32}  # the weights themselves keep theirs
 
 
-def test_fp16_scales_the_loss_and_leaves_a_step_out_whose_gradient_overflows(batches: list[Batch]) -> None:
+def test_fp16_scales_the_loss_and_leaves_a_step_out_whose_gradient_overflows(batches: list[Pair]) -> None:
     scaled = trained(sd.Training(lr=1e-2, precision="fp16", clip_norm=0.5), batches)
     assert_alike(scaled, by_hand(batches, dtype=torch.float16, clip=0.5), tolerance=2e-3)
     ours = stepper(sd.Training(lr=1e-2, precision="fp16"))
     before = ours.weights()["net"]
     assert ours.state()["scaler"]["scale"] == 2.0**16
-    ours.step([(batches[0], 1.0, [32])])
+    ours.step([(Batch(batches[0], 32), [32])])
     assert not torch.equal(ours.weights()["net"]["layers.0.weight"], before["layers.0.weight"])
     ours._scaler.update(torch.finfo(torch.float32).max)  # as after many steps without an overflow
     before = ours.weights()["net"]
-    assert ours.step([(batches[1], 1.0, [32])]) > 0
+    assert ours.step([(Batch(batches[1], 32), [32])]) > 0
     assert all(torch.equal(value, before[name]) for name, value in ours.weights()["net"].items())
     assert ours.state()["scaler"]["scale"] == pytest.approx(torch.finfo(torch.float32).max / 2)
 
 
 @pytest.mark.parametrize("clip", [None, 0.1])
-def test_accumulated_gradients_are_those_of_the_larger_batch(batches: list[Batch], clip: float | None) -> None:
+def test_accumulated_gradients_are_those_of_the_larger_batch(batches: list[Pair], clip: float | None) -> None:
     ours = trained(sd.Training(lr=1e-2, grad_accumulation=4, clip_norm=clip, optimizer="SGD"), batches, each=4)
     assert_alike(ours, by_hand(batches, each=4, clip=clip, optimizer=torch.optim.SGD))
     whole = [(torch.cat([x for x, _ in part]), torch.cat([y for _, y in part])) for part in (batches[:4], batches[4:])]
     assert_alike(ours, by_hand(whole, clip=clip, optimizer=torch.optim.SGD))
 
 
-def test_clipping_cuts_the_norm_of_the_whole_gradient(batches: list[Batch]) -> None:
+def test_clipping_cuts_the_norm_of_the_whole_gradient(batches: list[Pair]) -> None:
     ours = trained(sd.Training(lr=1e-2, clip_norm=0.1, optimizer="SGD"), batches)
     assert_alike(ours, by_hand(batches, clip=0.1, optimizer=torch.optim.SGD))
     moved = torch.cat([(ours[1][name] - value).flatten() for name, value in net(dropout=0.0).state_dict().items()])
@@ -142,13 +143,13 @@ def test_clipping_cuts_the_norm_of_the_whole_gradient(batches: list[Batch]) -> N
     ],
 )  # fmt: skip
 def test_a_schedule_by_name_or_by_object_gives_these_rates(
-    batches: list[Batch], scheduler: Any, warmup: int, factors: list[float]
+    batches: list[Pair], scheduler: Any, warmup: int, factors: list[float]
 ) -> None:
     how = sd.Training(lr=1e-2, scheduler=scheduler, warmup_steps=warmup)
     assert_alike(trained(how, batches), by_hand(batches, rates=[1e-2 * factor for factor in factors]))
 
 
-def test_the_cosine_schedule_is_that_of_pytorch(batches: list[Batch]) -> None:
+def test_the_cosine_schedule_is_that_of_pytorch(batches: list[Pair]) -> None:
     def annealed(optimizer: Any) -> Any:
         return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 8)
 
@@ -157,13 +158,13 @@ def test_the_cosine_schedule_is_that_of_pytorch(batches: list[Batch]) -> None:
     assert theirs[0] != trained(sd.Training(lr=1e-2), batches)[0]
 
 
-def test_a_frozen_model_keeps_weights_and_statistics_and_the_other_is_trained(batches: list[Batch]) -> None:
+def test_a_frozen_model_keeps_weights_and_statistics_and_the_other_is_trained(batches: list[Pair]) -> None:
     body = torch.nn.Sequential(torch.nn.Linear(64, 10), torch.nn.BatchNorm1d(10))
     cpu = torch.device("cpu")
     trainer = Both(sides=[Side("body", "img", body, device=cpu), Side("net", "img", net(dropout=0.0), device=cpu)])
     ours = Stepper(trainer, sd.Training(lr=1e-2, use_grads={"body": False}), 8)
     before = {name: value.clone() for name, value in body.state_dict().items()}
-    losses = [ours.step([(batch, 1.0, [32])]) for batch in batches]
+    losses = [ours.step([(Batch(batch, 32), [32])]) for batch in batches]
     assert all(torch.equal(value, before[name]) for name, value in body.state_dict().items())
     assert all(parameter.grad is None for parameter in body.parameters())
     assert losses[-1] < losses[0]
@@ -174,7 +175,7 @@ def test_a_frozen_model_keeps_weights_and_statistics_and_the_other_is_trained(ba
         Stepper(trainer, sd.Training(use_grads={"nets": False}), 8)
 
 
-def test_an_optimizer_by_name_or_by_object_is_pytorchs_own(batches: list[Batch]) -> None:
+def test_an_optimizer_by_name_or_by_object_is_pytorchs_own(batches: list[Pair]) -> None:
     by_name = trained(sd.Training(lr=1e-2, optimizer="sgd"), batches)
     assert_alike(by_name, by_hand(batches, optimizer=torch.optim.SGD))
     made = trained(sd.Training(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1e-2)), batches)

@@ -1,65 +1,140 @@
-"""A training in a real worker process, which is killed on the way."""
+"""Trainings in real worker processes: together they take the steps of one; one that is killed costs time only."""
 
 from __future__ import annotations
 
 import os
 import signal
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from pymongo import MongoClient
-from test_training_durable import queued, work
+from training_models import net
 
 import superduper_nb as sd
 from superduper_nb.cluster.dask import DaskPool
 from superduper_nb.jobs.dispatcher import Dispatcher
-from superduper_nb.jobs.outputs import Control
 from superduper_nb.widgets.jobs import jobs_text, snapshot
 
-HOW = sd.Training(epochs=4, batch_size=32, lr=1e-2, checkpoint_every_s=0)
+Docs = sd.Collection[dict[str, Any]]
+LONG = {"epochs": 12, "batch_size": 32, "lr": 1e-2, "checkpoint_every_s": 0}
+PLAIN = {"max_steps": 15, "batch_size": 33, "optimizer": "SGD", "lr": 0.1, "clip_norm": 1.0, "validate_every": 5}
+
+
+class Squares(sd.Trainer):
+    """Knows of no other process."""
+
+    def step(self, batch: Any) -> Any:
+        return (self.sides[0].output(batch[0]) ** 2).mean()
+
+
+@pytest.fixture(scope="module")
+def pool(mongo_uri: str) -> Iterator[DaskPool]:
+    """Two workers, and who gives them jobs."""
+    made = DaskPool(workers=2, environment={"SUPERDUPER_MONGODB__URI": mongo_uri})
+    client: MongoClient[dict[str, Any]] = MongoClient(mongo_uri, w="majority")
+    dispatcher = Dispatcher(client, made)
+    try:
+        made.start()
+        dispatcher.start()
+        yield made
+    finally:
+        dispatcher.close()
+        made.close()
+        client.close()
+
+
+@pytest.fixture
+def queue(digits: Docs, pool: DaskPool, monkeypatch: pytest.MonkeyPatch) -> Docs:
+    """Have jobs left to the workers."""
+    monkeypatch.setattr(digits._workspace.services, "notify", lambda database, jobs: None)
+    return digits
+
+
+def trained(docs: Docs, how: sd.Training, trainer: bool = False, **options: Any) -> sd.Job:
+    """Queue a training of a fresh net."""
+    if "digit" in (kind := docs.learning_tasks if trainer else docs.imputations):
+        kind.delete("digit", force=True)
+        docs.models.delete("net", force=True)
+    docs.create_model("net", net(**options))
+    if trainer:
+        docs.create_trainer("plain", Squares)
+        return docs.create_learning_task("digit", "plain", ["net"], ["img"], training=how)["train digit"]
+    jobs = docs.create_imputation("digit", "net", "img", None, "label", loss="cross_entropy", training=how)
+    return jobs["train digit"]
+
+
+def ended(job: sd.Job) -> str:
+    reached(lambda: job.status not in ("pending", "running"))
+    return job.status
+
+
+@pytest.mark.parametrize("own_trainer", [False, True])
+def test_two_workers_take_the_steps_of_one(queue: Docs, own_trainer: bool) -> None:
+    """With a weighted loss over the whole batch, and with a trainer that knows of no other process."""
+    found = []
+    for processes in (1, 2):
+        more: dict[str, Any] = {} if own_trainer else {"class_weights": {"one": 5.0}, "grad_accumulation": 2}
+        job = trained(queue, sd.Training(processes=processes, **PLAIN, **more), own_trainer, dropout=0.0)
+        assert ended(job) == "succeeded", job.error
+        kind = queue.learning_tasks if own_trainer else queue.imputations
+        found.append((queue.models["net"].state_dict(), kind["digit"].history["loss"].dropna().tolist()))
+    (one, losses), (two, also) = found
+    assert not torch.allclose(one["layers.0.weight"], net().layers[0].weight, atol=1e-3)
+    # Sums over two halves are rounded in another way than those over the whole.
+    assert all(torch.allclose(one[name], two[name], atol=1e-5) for name in one)
+    assert losses == pytest.approx(also, rel=1e-4)
+
+
+def test_what_another_process_skips_is_counted(queue: Docs) -> None:
+    """And one that is cancelled ends on both workers: the next finds them free."""
+    queue.update_many({"_id": {"$in": [1, 2, 3, 4, 6, 7]}}, {"$set": {"img": "no image"}})
+    job = trained(queue, sd.Training(processes=2, **{**LONG, "epochs": 500}))
+    reached(lambda: job.progress[0] >= 10)
+    job.cancel()
+    assert ended(job) == "cancelled"
+    runs = queue.imputations["digit"].runs
+    reached(lambda: queue.imputations["digit"].runs["stopped"].iloc[-1] == "cancelled")
+    assert len(runs) == 1
+    job = trained(queue, sd.Training(processes=2, epochs=2))
+    assert ended(job) == "succeeded"
+    assert job.failures["count"] == 6
+
+
+@pytest.mark.parametrize("leader", [False, True])
+@pytest.mark.drill
+def test_a_killed_worker_costs_time_only(queue: Docs, pool: DaskPool, leader: bool) -> None:
+    """Whichever of the two it was that was killed, the run ends as one that nobody disturbed."""
+    how = sd.Training(processes=2, **LONG)
+    assert ended(trained(queue, how)) == "succeeded"
+    unbroken = queue.models["net"].state_dict()
+    history = queue.imputations["digit"].history.drop(columns="time")
+
+    job = trained(queue, how)
+    reached(lambda: job.progress[0] >= 40)
+    reached(lambda: " left" in jobs_text(snapshot([job.record])))  # how long it will take
+    ranks = {worker for worker, keys in pool.client().processing().items() if any("-rank-" in key for key in keys)}
+    processes = pool.client().run(os.getpid)
+    (killed,) = (set(processes) - ranks) if leader else ranks
+    os.kill(processes[killed], signal.SIGKILL)
+    assert ended(job) == "succeeded", job.error
+    assert job.progress[0] == 276
+    found = queue.models["net"].state_dict()
+    assert all(torch.equal(found[name], unbroken[name]) for name in unbroken)
+    assert queue.imputations["digit"].history.drop(columns="time").equals(history)
 
 
 @pytest.mark.drill
-def test_a_killed_worker_costs_time_only(
-    digits: sd.Collection[dict[str, Any]], mongo_uri: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    record = queued(digits, monkeypatch, HOW)
-    work(digits, record).run(["run"], Control())
-    unbroken = digits.models["net"].state_dict()
-    digits.imputations.delete("digit")
-    digits.models.rollback("net", 1)
-
-    record = queued(digits, monkeypatch, HOW)
-    digits._workspace.jobs.let_go("me")
-    pool = DaskPool(workers=1, environment={"SUPERDUPER_MONGODB__URI": mongo_uri})
-    client: MongoClient[dict[str, Any]] = MongoClient(mongo_uri, w="majority")
-    dispatcher = Dispatcher(client, pool)
-    try:
-        pool.start()
-        dispatcher.start()
-        runs, job = digits.database["_sddb.runs"], digits.jobs[record["_id"]]
-        reached(lambda: (runs.find_one({"_id": job.id}) or {}).get("step", 0) >= 10)
-        assert pool._process is not None
-        below = psutil.Process(pool._process.pid).children(recursive=True)
-        (worker,) = [each for each in below if "multiprocessing.spawn" in " ".join(each.cmdline())]
-        assert job.status == "running"
-        reached(lambda: " left" in jobs_text(snapshot([job.record])))  # how long it will take
-        os.kill(worker.pid, signal.SIGKILL)
-        reached(lambda: job.status == "succeeded")
-    finally:
-        dispatcher.close()
-        pool.close()
-        client.close()
-    found = digits.models["net"].state_dict()
-    # As good as equal: another process may add numbers up in another order.
-    assert all(torch.allclose(found[name], unbroken[name], atol=1e-4) for name in unbroken)
-    assert job.progress[0] == 92
+def test_fewer_workers_than_asked_for_is_said(queue: Docs) -> None:
+    """After a minute: one that was lost is started again, and a cluster may grow."""
+    job = trained(queue, sd.Training(processes=3, epochs=1))
+    assert ended(job) == "failed"
+    assert "processes=3: each takes a Dask worker, and there are 2 of them." in str(job.error)
 
 
-def reached(condition: Any) -> None:
+def reached(condition: Callable[[], Any]) -> None:
     deadline = time.monotonic() + 90
     while not condition():
         assert time.monotonic() < deadline
