@@ -154,7 +154,7 @@ class TorchGroup(Group):
     def sum(self, value: float) -> float:
         """Return the sum over the processes."""
         tensor = torch.tensor([value], dtype=torch.float64)
-        self._compute(self._told.allreduce([tensor]))
+        self._apart(self._told.allreduce([tensor]))
         return float(tensor)
 
     def reduce(self, parameters: Iterable[Any]) -> None:
@@ -172,10 +172,13 @@ class TorchGroup(Group):
                 gradient.copy_(part.view_as(gradient))
 
     def _compute(self, work: Any) -> None:
-        """Wait inside a step: of two trainings that share two workers, each would else wait for the other's turn."""
-        if self._tensors is not self._told:
+        if self._tensors is self._told:
+            self._apart(work)
+        else:
             work.wait()
-            return
+
+    def _apart(self, work: Any) -> None:
+        """Wait inside a step: of two trainings that share two workers, each would else wait for the other's turn."""
         with random_state_kept(), self._aside():
             self._finish(work)
 

@@ -22,14 +22,14 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 class Classify(Trainer):
     """Digits by their pixels."""
 
-    def step(self, batch: Batch) -> torch.Tensor:
+    def step(self, batch: Pair) -> torch.Tensor:
         return torch.nn.functional.cross_entropy(self.sides[0].output(batch[0]), batch[1])
 
 
 class Both(Trainer):
     """Two nets, whose logits are added up."""
 
-    def step(self, batch: Batch) -> torch.Tensor:
+    def step(self, batch: Pair) -> torch.Tensor:
         logits = self.sides[0].output(batch[0]) + self.sides[1].output(batch[0])
         return torch.nn.functional.cross_entropy(logits, batch[1])
 
