@@ -9,8 +9,8 @@ from typing import Any, Final, Literal
 from superduper_nb.widgets import html
 from superduper_nb.widgets.clean import shorten, visible
 from superduper_nb.widgets.curves import Chart, charts
-from superduper_nb.widgets.grid import Grid
-from superduper_nb.widgets.listing import Listing
+from superduper_nb.widgets.grid import Grid, grid
+from superduper_nb.widgets.listing import MOST_ROWS, Listing
 from superduper_nb.widgets.values import cell
 
 __all__ = ["FINISHED", "JobState", "JobTable", "finished", "job_row", "jobs_html", "jobs_text", "snapshot", "with_line"]
@@ -204,6 +204,14 @@ class JobTable(Listing):
         records = list(records)
         super().__init__(map(job_row, records), heading=heading, empty=empty)
         self._states = snapshot(records)
+
+    def _grid(self) -> Grid:
+        """Leave notes to the lines under the table: as a column, they are what a narrow one leaves out."""
+        return grid(self[:MOST_ROWS], hidden=frozenset({"note"}))
+
+    def _text(self, table: Grid) -> str:
+        notes = [f"{state.name}: {state.note}" for state in self._states[:MOST_ROWS] if state.note]
+        return "\n".join([super()._text(table), *notes])
 
     def _html(self, table: Grid) -> str:
         return jobs_html(self._states, heading=self.heading) if self._states else super()._html(table)
