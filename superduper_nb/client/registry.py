@@ -156,7 +156,7 @@ class Registry(Mapping[str, Any]):
         workspace, store = self._workspace, self._workspace.store
         older = store.get(self._kind, id, collection=self._collection, version=version)
         obj = None if older.artifact is None else workspace.loader.object(older)
-        origin = {"base": older.base, "by": None}
+        origin = {"base": older.base, "by": None, "run": (older.origin or {}).get("run")}
         new, made = store.put(
             self._kind, id, older.definition, collection=self._collection, obj=obj, origin=origin, notes=older.notes
         )

@@ -18,6 +18,7 @@ from superduper_nb.errors import InvalidInputError
 from superduper_nb.search.figures import Figures
 from superduper_nb.search.finding import Finding
 from superduper_nb.search.measures import Floats
+from superduper_nb.search.pairing import version_beside
 from superduper_nb.search.plan import Hints, Matching, Plan
 from superduper_nb.search.queries import QueryVectors
 from superduper_nb.search.refine import Groups
@@ -247,7 +248,12 @@ class SearchEngine:
         def encode(model: str, inputs: list[Any], of: int | None) -> list[Any]:
             return self._encode(database, model, inputs, of)
 
-        return QueryVectors(component, version, index, self._registered.known(database).codec(), encode)
+        known, first = self._registered.known(database), component.definition["models"][0]
+
+        def version_of(model: str) -> int | None:
+            return version if model == first else version_beside(known.store, first, version, model)
+
+        return QueryVectors(component, version_of, index, known.codec(), encode)
 
 
 def _columns(found: list[Plan], *, many: bool) -> dict[str, Any]:

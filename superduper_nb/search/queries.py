@@ -29,8 +29,8 @@ class QueryVectors:
     ----------
     component : Component
         The semantic index.
-    version : int
-        Of its first model: a query must meet vectors of the very version that made them.
+    version_of : callable
+        ``model -> version or None``: a query must meet vectors of the very version that made them, or of its fellow.
     index : Searchable
         Its vectors.
     codec : Codec
@@ -42,12 +42,12 @@ class QueryVectors:
     def __init__(
         self,
         component: Component,
-        version: int,
+        version_of: Callable[[str], int | None],
         index: Searchable,
         codec: Codec,
         encode: Callable[[str, list[Any], int | None], list[Any]],
     ) -> None:
-        self._component, self._version, self._index = component, version, index
+        self._component, self._version_of, self._index = component, version_of, index
         self._codec, self._encode = codec, encode
 
     def of(self, request: SearchRequest) -> list[Floats]:
@@ -83,8 +83,7 @@ class QueryVectors:
             else:
                 raise self._no_key(decoded)
         for model, values in inputs.items():
-            of = self._version if model == self._component.definition["models"][0] else None
-            outputs = self._encode(model, list(values.values()), of)
+            outputs = self._encode(model, list(values.values()), self._version_of(model))
             for i, output in zip(values, outputs, strict=True):
                 found[i] = self._checked(_vector_of(model, output))
         return [vector for vector in found if vector is not None]
