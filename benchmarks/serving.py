@@ -34,6 +34,7 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE / "peers"), str(HERE.parent)]
 
 import cloudpickle  # noqa: E402
+import psutil  # noqa: E402
 import serving_models  # noqa: E402
 
 from superduper_nb.cluster.mongod import Mongod  # noqa: E402
@@ -74,9 +75,19 @@ def loop_limit(model: str, seconds: float) -> dict[int, float]:
     return rates
 
 
-def clients(url: str, bodies: list[str], seconds: float, *header: str) -> Figures:
-    """Measure a server with each number of clients."""
-    return {count: _load(url, bodies, count, seconds, *header) for count in CLIENTS}
+def clients(url: str, bodies: list[str], seconds: float, *header: str, pid: int | None = None) -> Figures:
+    """Measure a server with each number of clients; of a process, its processor time an answer in µs, too."""
+    return {count: _with_cpu(pid, lambda c=count: _load(url, bodies, c, seconds, *header)) for count in CLIENTS}  # type: ignore[misc]
+
+
+def _with_cpu(pid: int | None, load: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    if pid is None:
+        return load()
+    before = psutil.Process(pid).cpu_times()
+    figures = load()
+    after = psutil.Process(pid).cpu_times()
+    figures["cpu"] = 1e6 * (after.user + after.system - before.user - before.system) / max(figures["answers"], 1)
+    return figures
 
 
 def _load(url: str, bodies: list[str], count: int, seconds: float, *header: str) -> dict[str, Any]:
@@ -96,8 +107,8 @@ def body(server: str, x: Any) -> str:
 
 
 @contextmanager
-def serving(server: str, python: str, model: str, **environment: str) -> Iterator[tuple[str, list[str]]]:
-    """Run a server of `benchmarks/peers` until it answers; give its URL and what to send."""
+def serving(server: str, python: str, model: str, **environment: str) -> Iterator[tuple[str, list[str], int]]:
+    """Run a server of `benchmarks/peers` until it answers; give its URL, what to send, and its process."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     variables = {"BENCH_MODEL": model, "BENCH_PORT": str(port), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -114,7 +125,7 @@ def serving(server: str, python: str, model: str, **environment: str) -> Iterato
         bodies = [body(server, x) for x in serving_models.BODIES[model]]
         try:
             _wait(url, bodies[0])
-            yield url, bodies
+            yield url, bodies, process.pid
         finally:
             for kind in (signal.SIGTERM, signal.SIGKILL):
                 with suppress(ProcessLookupError):
@@ -196,7 +207,7 @@ def measure(model: str, seconds: float, peers: Path | None, only: list[str]) -> 
     limit = loop_limit(model, seconds / 2)
     with ours(model) as (url, bodies, uri, live):
         token = ("Authorization", f"token {TOKEN}")
-        rows["superduper_nb"] = clients(url, bodies, seconds, *token)
+        rows["superduper_nb"] = clients(url, bodies, seconds, *token, pid=live.process.pid)
         if "neighbours" in only:
             idle = neighbours(live, lambda: time.sleep(seconds))
             beside["32 clients"] = idle, neighbours(live, lambda: _load(url, bodies, 32, seconds, *token))
@@ -204,11 +215,11 @@ def measure(model: str, seconds: float, peers: Path | None, only: list[str]) -> 
             idle = neighbours(live, lambda: time.sleep(seconds))
             beside["bodies of 10 MB"] = idle, neighbours(live, lambda: _send_long_bodies(live))
         if "tornado" in only:
-            with serving("tornado", sys.executable, model, BENCH_URI=uri) as (bare_url, bare_bodies):
-                rows["bare tornado, same batcher"] = clients(bare_url, bare_bodies, seconds)
+            with serving("tornado", sys.executable, model, BENCH_URI=uri) as (bare_url, bare_bodies, pid):
+                rows["bare tornado, same batcher"] = clients(bare_url, bare_bodies, seconds, pid=pid)
     for peer in [peer for peer in PEERS if peers and peer in only]:
         assert peers
-        with serving(peer, str(peers / peer / "bin" / "python"), model) as (peer_url, peer_bodies):
+        with serving(peer, str(peers / peer / "bin" / "python"), model) as (peer_url, peer_bodies, _):
             rows[peer] = clients(peer_url, peer_bodies, seconds)
     report(model, limit, rows)
     for load, (idle, busy) in beside.items():
@@ -223,6 +234,10 @@ def report(model: str, limit: dict[int, float], rows: dict[str, Figures]) -> Non
         wrong = {code: n for one in figures.values() for code, n in one["wrong"].items() if n}
         print(f"| {name} | " + " | ".join(cells) + f" |{f' wrong: {wrong}' if wrong else ''}")
     print("| bare loop | " + " | ".join(f"{limit[min(count, 32)]:,.0f}" for count in CLIENTS) + " |")
+    for name, figures in rows.items():
+        if all("cpu" in one for one in figures.values()):
+            cells = [f"{one['cpu']:.0f} µs" for one in figures.values()]
+            print(f"| processor time an answer, {name} | " + " | ".join(cells) + " |")
     own = rows.pop("superduper_nb")
     for name, figures in rows.items():
         ratios = " | ".join(f"{own[count]['rate'] / max(figures[count]['rate'], 1e-9):.2f}" for count in CLIENTS)

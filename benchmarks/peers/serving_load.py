@@ -21,10 +21,8 @@ Samples = list[tuple[float, float]]
 class Client(asyncio.Protocol):
     """Sends a request, reads the answer, sends the next one."""
 
-    def __init__(
-        self, requests: Iterator[bytes], begin: float, end: float, samples: Samples, wrong: Counter[int]
-    ) -> None:
-        self._requests, self._begin, self._end = requests, begin, end
+    def __init__(self, requests: Iterator[bytes], end: float, samples: Samples, wrong: Counter[int]) -> None:
+        self._requests, self._end = requests, end
         self._samples, self._wrong = samples, wrong
         self._buffer = b""
         self.done = asyncio.get_running_loop().create_future()
@@ -47,7 +45,7 @@ class Client(asyncio.Protocol):
         now = time.perf_counter()
         if (status := int(self._buffer[9:12])) != 200:
             self._wrong[status] += 1
-        elif now > self._begin:
+        else:
             self._samples.append((now, now - self._at))
         self._buffer = self._buffer[size:]
         if now < self._end:
@@ -86,14 +84,14 @@ async def main(url: str, bodies: list[str], clients: int, seconds: float, header
     loop = asyncio.get_running_loop()
     made = [
         await loop.create_connection(
-            lambda: Client(requests, begin, begin + seconds, samples, wrong), parts.hostname, parts.port
+            lambda: Client(requests, begin + seconds, samples, wrong), parts.hostname, parts.port
         )
         for _ in range(clients)
     ]
     await asyncio.gather(*(client.done for _, client in made))
-    times = sorted(took for when, took in samples if when <= begin + seconds)
+    times = sorted(took for when, took in samples if begin < when <= begin + seconds)
     ms = [round(1000 * times[int(q * (len(times) - 1))], 2) for q in (0.5, 0.99)] if times else [0.0, 0.0]
-    return {"rate": len(times) / seconds, "p50": ms[0], "p99": ms[1], "wrong": dict(wrong)}
+    return {"rate": len(times) / seconds, "p50": ms[0], "p99": ms[1], "answers": len(samples), "wrong": dict(wrong)}
 
 
 if __name__ == "__main__":
