@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import pymongo
 from pymongo.typings import _DocumentType
@@ -42,6 +42,7 @@ class Client(pymongo.MongoClient[_DocumentType]):
     _records_client: pymongo.MongoClient[dict[str, Any]] | None = None
     _records_lock = threading.Lock()
     _valid_fraction: float = 0.05
+    _models_here: bool = True
     _how: str = "this client was made directly: everything runs in this process"
 
     @property
@@ -102,6 +103,10 @@ class Client(pymongo.MongoClient[_DocumentType]):
             self._workspaces.pop(getattr(name_or_database, "name", name_or_database), None)
 
     # --- the same as pymongo's, but of our classes -----------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        return self
 
     def __getitem__(self, name: str) -> Database[_DocumentType]:
         return Database(self, name)

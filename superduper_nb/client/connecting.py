@@ -89,6 +89,8 @@ def _through(server: Server, settings: Config) -> Client[dict[str, Any]]:
         client: Client[dict[str, Any]] = Client(uri, **connect_options())
     services = RemoteServices(server.url, server.token, carried=_carried(client))
     client._use(services, f"notebook server {server.url} ({server.how})", settings)
+    on_cluster = settings.jobs.scheduler is not None or settings.model_server.placement == "cluster"
+    client._models_here = server.mongodb_uri is not None and not on_cluster  # it is known where the server is ours
     return client
 
 

@@ -6,7 +6,7 @@ import copy
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from pymongo.command_cursor import CommandCursor
 from pymongo.cursor import Cursor as PymongoCursor
@@ -14,6 +14,7 @@ from pymongo.typings import _DocumentType
 
 from superduper_nb.client.features import Features
 from superduper_nb.client.joining import Join
+from superduper_nb.documents.plain import has_nothing_to_decode
 from superduper_nb.errors import InvalidInputError
 from superduper_nb.search.ids import id_key
 from superduper_nb.search.values import SearchReply
@@ -55,11 +56,17 @@ class Cursor(PymongoCursor[_DocumentType]):
     _features: Features | None = None
     _join: Join | None = None
     _answer: SearchReply | None = None
+    _plain: bool = False
+    """The batch that came last holds nothing to decode."""
 
     @property
     def reply(self) -> SearchReply | None:
         """What the search answered: scores, strategy, candidates. None before it ran, and where there is none."""
         return self._answer
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        return self
 
     def _clone(self, deepcopy: bool = True, base: Any = None) -> Cursor[_DocumentType]:
         clone: Cursor[_DocumentType] = super()._clone(deepcopy, base)
@@ -68,9 +75,18 @@ class Cursor(PymongoCursor[_DocumentType]):
                 setattr(clone, name, getattr(self, name))
         return clone
 
+    def _unpack_response(self, response: Any, *args: Any, **kwargs: Any) -> Any:
+        # Its bytes tell in a fortieth of the time that looking at each value takes. Encrypted ones tell nothing.
+        if self._read is not None:
+            self._plain = self._collection.database.client._encrypter is None and has_nothing_to_decode(
+                bytes(response.raw_command_response())
+            )
+        return super()._unpack_response(response, *args, **kwargs)
+
     def _refresh(self) -> int:
         if self._data or self._killed:
             return len(self._data)
+        self._plain = False
         if self._search is not None and not self._explain:
             self._data, self._id = deque(self._found()), 0
             self.close()
@@ -78,7 +94,7 @@ class Cursor(PymongoCursor[_DocumentType]):
             self._refresh_widened()
         else:
             super()._refresh()
-        if self._read is not None and not self._explain:
+        if self._read is not None and not self._explain and not self._plain:
             self._data = deque(self._read(self._data))
         return len(self._data)
 
@@ -92,6 +108,7 @@ class Cursor(PymongoCursor[_DocumentType]):
             super()._refresh()
         finally:
             self._projection = asked
+        self._plain = False  # what is put in may have something
         if self._explain:
             return
         if self._features is not None:

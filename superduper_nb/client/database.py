@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, cast
 import pymongo.database
 from pymongo.typings import _DocumentType
 
+from superduper_nb.client.builtin import builtin
 from superduper_nb.client.jobs import JobList, Jobs
 from superduper_nb.client.optimizing import examples_for, measured
 from superduper_nb.client.registered import Registered
 from superduper_nb.components.store import Kind, check_identifier
 from superduper_nb.errors import InvalidInputError, did_you_mean, stoppable
-from superduper_nb.models.apply import check_batch_size, check_model, check_resources
+from superduper_nb.models.apply import check_batch_size, check_device, check_model, check_resources
 from superduper_nb.models.optimize import check_optimize
 from superduper_nb.models.signature import signature
 
@@ -101,7 +102,9 @@ class Database(pymongo.database.Database[_DocumentType]):
         batch_size : int, optional
             Inputs a batch.
         device : str, default "auto"
-            A torch device; "auto" takes the GPU where there is one.
+            A torch device; "auto" takes the GPU where there is one. One that this machine lacks is refused, unless
+            models may run on another: with `resources`, on an external Dask cluster, in a far notebook server. There
+            the job says so.
         resources : mapping of str to float, optional
             Apply it only in workers that have these (``{"GPU": 1}``), as Dask's ``--resources`` or ``jobs.resources``
             of the settings say, and in no more of them at one time than they suffice for.
@@ -120,7 +123,8 @@ class Database(pymongo.database.Database[_DocumentType]):
         Raises
         ------
         InvalidInputError
-            A bad name, an unknown type, an object that is no model or can't be stored; there is no such variant of it.
+            A bad name, an unknown type, an object that is no model or can't be stored; there is no such variant of it,
+            or no such device.
         """
         check_identifier("A model", id)
         check_model(obj)
@@ -129,6 +133,7 @@ class Database(pymongo.database.Database[_DocumentType]):
         if type is not None and type not in known:
             raise InvalidInputError(f"No type is called {type!r}.{did_you_mean(type, known)}")
         check_batch_size(batch_size)
+        check_device(obj, device, here=self._workspace.client._models_here and not resources)
         if examples is not None and optimize is None:
             raise InvalidInputError("examples= are what optimize= compares by: give both, or neither.")
         steps = {"preprocess": preprocess, "postprocess": postprocess}
@@ -183,6 +188,8 @@ class Database(pymongo.database.Database[_DocumentType]):
 
     def _put(self, kind: Kind, id: str, obj: Any) -> Jobs:
         check_identifier(f"A {kind}", id)
+        if id in builtin(kind):
+            raise InvalidInputError(f"The {kind} {id!r} is built in: give yours another name.")
         self._workspace.store.put(kind, id, {}, obj=obj)
         self._workspace.changed()
         return Jobs(self._workspace, {})

@@ -265,15 +265,24 @@ class FindingCollection(WritingCollection[_DocumentType]):
             return workspace.services.search(asked)
 
     def aggregate(
-        self, pipeline: Any, *args: Any, n: int = 10, semantic_index: str | None = None, **kwargs: Any
+        self,
+        pipeline: Any,
+        *args: Any,
+        n: int = 10,
+        semantic_index: str | None = None,
+        exact: bool = False,
+        min_score: float | None = None,
+        max_score: float | None = None,
+        **kwargs: Any,
     ) -> Any:
         """Aggregate, as `pymongo.collection.Collection.aggregate`.
 
         A first stage ``{"$like": {…}}``, or one behind a first ``{"$match": {…}}``, searches: the stages behind it see
-        the `n` nearest, best first, with ``_score``.
+        the `n` nearest, best first, with ``_score``. `n` to `max_score` are as those of `find`.
         """
         if isinstance(pipeline, (list, tuple)):
-            pipeline = self._with_search(pipeline, n, semantic_index)
+            asked = {"exact": exact, "min_score": min_score, "max_score": max_score}
+            pipeline = self._with_search(pipeline, n=n, semantic_index=semantic_index, **asked)
         if self._workspace.reader(self.codec_options) is None:
             return super().aggregate(pipeline, *args, **kwargs)
         return self._decoding_aggregate(pipeline, *args, **kwargs)
@@ -294,14 +303,16 @@ class FindingCollection(WritingCollection[_DocumentType]):
                 **kwargs,
             )
 
-    def _with_search(self, pipeline: Any, n: int, semantic_index: str | None) -> Any:
+    def _with_search(self, pipeline: Any, **asked: Any) -> Any:
         at = next((i for i, stage in enumerate(pipeline) if isinstance(stage, Mapping) and "$like" in stage), None)
         if at is None:
+            if given := [name for name in ("min_score", "max_score") if asked[name] is not None]:
+                raise InvalidInputError(f"{given[0]}= goes with a stage $like: say near to what.")
             return pipeline
         if at > 1 or (at == 1 and set(pipeline[0]) != {"$match"}):
             raise InvalidInputError("$like is the first stage of a pipeline, or the second behind one $match.")
         like, filter = pipeline[at]["$like"], pipeline[0]["$match"] if at else None
-        reply = self._searched(self._request(like, n=n, semantic_index=semantic_index), filter)
+        reply = self._searched(self._request(like, **asked), filter)
         rank = {"$indexOfArray": [{"$literal": reply.ids}, "$_id"]}
         found = {"_sddb": rank, "_score": {"$arrayElemAt": [reply.scores, rank]}}
         if reply.distances is not None:

@@ -55,6 +55,7 @@ class Workspace:
         self._looked = float("-inf")
         self._codecs: dict[Any, Codec] = {}
         self._codecs_read = float("-inf")
+        self._idle: dict[str, float] = {}
 
     @property
     def services(self) -> Services:
@@ -77,7 +78,7 @@ class Workspace:
     def changed(self) -> None:
         """Note that this client registered something."""
         self._managed, self._looked = True, time.monotonic()
-        self._codecs = {}
+        self._codecs, self._idle = {}, {}
 
     @property
     def codec(self) -> Codec:
@@ -124,6 +125,15 @@ class Workspace:
     def upkeep(self, collection: str) -> Upkeep:
         """Return what is kept up to date in a collection."""
         return upkeep_of(self.store, collection)
+
+    def after_writes(self, collection: str) -> Upkeep:
+        """Return what a write to a collection has to keep up to date; nothing, where nothing was a second ago."""
+        if time.monotonic() - self._idle.get(collection, float("-inf")) < _LOOK_EVERY_S:
+            return Upkeep()
+        found, idle = self.upkeep(collection), self._idle
+        if not found:
+            idle[collection] = time.monotonic()
+        return found
 
     def plan_write(
         self,

@@ -23,7 +23,7 @@ from bson.timestamp import Timestamp
 
 from superduper_nb.documents.content import CONTENT
 
-__all__ = ["READ_LEAVES", "WRITE_LEAVES", "is_plain"]
+__all__ = ["READ_LEAVES", "WRITE_LEAVES", "has_nothing_to_decode", "is_plain"]
 
 READ_LEAVES: Final[frozenset[type]] = frozenset(
     {type(None), bool, int, float, str, bytes, ObjectId, datetime.datetime, DatetimeMS, uuid.UUID, Int64, Decimal128}
@@ -32,6 +32,18 @@ READ_LEAVES: Final[frozenset[type]] = frozenset(
 """Values that reading leaves alone. (``Binary`` is none: it may hold a vector.)"""
 WRITE_LEAVES: Final = READ_LEAVES | {Binary}
 """Values that writing leaves alone."""
+
+
+_SIGNS: Final = (
+    b"\x03" + CONTENT.encode() + b"\x00",  # the name of a document
+    b"_sddb\x00",
+    b"\x00\x09\x27\x00",  # a binary value of less than 16 MB, of subtype 9, that holds float32
+)
+
+
+def has_nothing_to_decode(data: bytes) -> bool:
+    """Say whether BSON surely holds no content, no vector and no bookkeeping; where it does not, look at the values."""
+    return all(data.rfind(sign) < 0 for sign in _SIGNS)  # (from the end: that is the quicker search of CPython's)
 
 
 def is_plain(values: Iterable[Any], leaves: frozenset[type]) -> bool:

@@ -65,6 +65,9 @@ class Upkeep:
     watchers: tuple[Watcher, ...] = ()
     neighbourhoods: tuple[Neighbourhood, ...] = ()
 
+    def __bool__(self) -> bool:
+        return bool(self.watchers or self.neighbourhoods)
+
     def steps(self, changed: Collection[str] | None = None, content: Collection[str] | None = ()) -> list[Step]:
         """Order the jobs that follow from a write: downloads, watchers, neighbours; each once, after all its parents.
 

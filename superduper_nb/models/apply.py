@@ -20,7 +20,7 @@ from superduper_nb.models import batches
 from superduper_nb.models.optimize import Optimize, check_optimize, optimized
 from superduper_nb.models.sizing import BatchSize, out_of_memory
 
-__all__ = ["ItemError", "Predictor", "check_batch_size", "check_model", "check_resources"]
+__all__ = ["ItemError", "Predictor", "check_batch_size", "check_device", "check_model", "check_resources"]
 
 _PADDED: Final = 4096
 _END: Final = object()
@@ -54,8 +54,9 @@ class ItemError:
 
 def check_model(obj: object) -> None:
     """Raise `InvalidInputError` unless `obj` is of a kind that can be applied."""
-    steps = ("forward", "preprocess")
-    if not (_is_module(obj) or _estimator_method(obj) or callable(obj) or any(hasattr(obj, step) for step in steps)):
+    steps = ("preprocess",) if _without_forward(obj) else ("forward", "preprocess")
+    called = callable(obj) and not _without_forward(obj)
+    if not (called or _estimator_method(obj) or any(hasattr(obj, step) for step in steps)):
         raise InvalidInputError(
             f"A {type(obj).__name__} is no model: give a torch.nn.Module, an estimator with predict or transform, "
             "a callable, or an object with forward or preprocess."
@@ -66,6 +67,18 @@ def check_batch_size(value: object) -> None:
     """Raise `InvalidInputError` unless `value` is None or a whole number of at least 1."""
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
         raise InvalidInputError(f"batch_size={value!r}: it must be a whole number of at least 1, or None.")
+
+
+def check_device(obj: object, device: object, *, here: bool) -> None:
+    """Raise `InvalidInputError` unless `device` is one; where the model is applied `here`, one that is there.
+
+    Parameters
+    ----------
+    here : bool
+        It is applied on this machine. What another has shows only there: the job that applies it says so.
+    """
+    if device != "auto" and (_is_module(obj) or not isinstance(device, str)):
+        batches.check_device(device, here=here)
 
 
 def check_resources(value: object) -> dict[str, float]:
@@ -241,7 +254,9 @@ class Predictor:
         return rows
 
     def _forward(self, items: list[Any]) -> list[Any]:
-        if _is_module(self.obj) or hasattr(self.obj, "forward"):
+        if _without_forward(self.obj):
+            rows = items
+        elif hasattr(self.obj, "forward"):
             rows = self._apply_to_batch(items)
         elif method := _estimator_method(self.obj):
             rows = batches.rows(method(batches.stack(items)))
@@ -293,6 +308,15 @@ def _is_module(obj: object) -> bool:
     import torch  # waits where another thread is importing it just now
 
     return isinstance(obj, torch.nn.Module)
+
+
+def _without_forward(obj: object) -> bool:
+    """Say whether it is a module that leaves ``forward`` out: its ``preprocess`` is all of it."""
+    if not _is_module(obj):
+        return False
+    import torch
+
+    return getattr(getattr(obj, "forward", None), "__func__", None) is torch.nn.Module.forward
 
 
 def _estimator_method(obj: object) -> Step | None:

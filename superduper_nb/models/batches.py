@@ -9,7 +9,7 @@ import numpy as np
 
 from superduper_nb.errors import InvalidInputError
 
-__all__ = ["collate", "place", "rows", "size", "stack", "to_device"]
+__all__ = ["check_device", "collate", "place", "rows", "size", "stack", "to_device"]
 
 
 def place(module: Any, device: str) -> Any:
@@ -26,6 +26,26 @@ def place(module: Any, device: str) -> Any:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InvalidInputError(f"The model can't be put on device={device!r}: {error}") from error
     return chosen
+
+
+def check_device(device: object, *, here: bool) -> None:
+    """Raise `InvalidInputError` unless `device` names a torch device; with `here`, one of this machine."""
+    import torch
+
+    try:
+        chosen = torch.device(device) if isinstance(device, str) else None
+    except RuntimeError:
+        chosen = None
+    if chosen is None:
+        raise InvalidInputError(f"device={device!r:.80} is no torch device. Use 'auto', 'cpu', 'cuda' or 'cuda:1'.")
+    try:
+        if here:
+            torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise InvalidInputError(
+            f"device={device!r}, but torch sees no such device here. Use device='auto' or 'cpu'; "
+            "if workers elsewhere have it, say which: resources={'GPU': 1}."
+        ) from None
 
 
 def collate(items: list[Any]) -> Any:

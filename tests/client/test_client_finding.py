@@ -219,6 +219,13 @@ def test_aggregate(shop: sd.Collection[Any]) -> None:
     assert found[0].keys() == {"_id", "_score"}
     assert ids(shop.aggregate([{"$match": {"price": {"$lt": 16}}}, *stages])) == [4]
     assert list(shop.aggregate([{"$like": {"text": "hat"}}, {"$count": "n"}], n=2)) == [{"n": 2}]
+    scores = [document["_score"] for document in shop.find(like={"text": "warm hat"}, n=6)]
+    for exact in (False, True):
+        found = list(shop.aggregate(stages, n=6, min_score=scores[2], max_score=scores[1], exact=exact))
+        assert ids(found) == [id for id, score in zip(BEST, scores, strict=False) if scores[2] <= score <= scores[1]]
+    assert list(shop.aggregate(stages, min_score=1.1)) == []
+    with pytest.raises(InvalidInputError, match="min_score= goes with"):
+        shop.aggregate([{"$count": "n"}], min_score=0.5)
     with pytest.raises(InvalidInputError, match="first stage"):
         shop.aggregate([{"$sort": {"price": 1}}, *stages])
 

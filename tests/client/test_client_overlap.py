@@ -16,7 +16,7 @@ import superduper_nb as sd
 from superduper_nb.client.cursor import DecodingCommandCursor
 
 OURS = {
-    sd.Client: (pymongo.MongoClient, "__getitem__ close drop_database get_database get_default_database"),
+    sd.Client: (pymongo.MongoClient, "__enter__ __getitem__ close drop_database get_database get_default_database"),
     sd.Database: (
         pymongo.database.Database,
         "__getitem__ create_collection get_collection with_options",
@@ -26,7 +26,7 @@ OURS = {
         "__getitem__ aggregate bulk_write delete_many delete_one find find_one_and_delete find_one_and_replace "
         "find_one_and_update insert_many insert_one replace_one update_many update_one with_options",
     ),
-    sd.Cursor: (pymongo.cursor.Cursor, "_clone _refresh distinct explain"),
+    sd.Cursor: (pymongo.cursor.Cursor, "__enter__ _clone _refresh _unpack_response distinct explain"),
     DecodingCommandCursor: (pymongo.command_cursor.CommandCursor, "__init__ _refresh"),
 }
 OF_EVERY_CLASS = {*vars(type("Empty", (), {})), "__annotations__", "__orig_bases__", "__parameters__", "_abc_impl"} | {

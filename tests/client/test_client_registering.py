@@ -227,7 +227,11 @@ def test_bad_names_are_refused_and_nothing_is_written(client: sd.Client[Any], da
         (lambda docs: docs.create_model("m", length, type="vectr"), "Did you mean 'vector'"),
         (lambda docs: docs.create_model("m", length, batch_size=0), "at least 1"),
         (lambda docs: docs.create_model("m", length, preprocess=threading.Lock().acquire), "preprocess of dict"),
+        (lambda docs: docs.create_model("m", torch.nn.Linear(1, 1), device="gpu"), "is no torch device"),
+        (lambda docs: docs.create_model("m", length, device=None), "is no torch device"),
         (lambda docs: docs.create_type("t", object()), "encode"),
+        (lambda docs: docs.create_type("vector", Array()), "built in"),
+        (lambda docs: docs.create_measure("cosine", length), "built in"),
         (lambda docs: docs.create_watcher("length", "$text"), "not a key"),
         (lambda docs: docs.create_watcher("length", ""), "not a key"),
         (lambda docs: docs.create_watcher("length", "_outputs.text.length"), "features="),
@@ -245,9 +249,21 @@ def test_bad_input_is_refused_and_nothing_is_written(
 ) -> None:
     records = stored.database["_sddb.components"]
     before = list(records.find())
-    with pytest.raises(InvalidInputError, match=message):
+    with pytest.raises(InvalidInputError, match=message) as raised:
         make(docs)
+    assert "\n" not in str(raised.value)
     assert list(records.find()) == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_device_that_is_not_here_is_refused_where_models_run_here(docs: sd.Collection[Any]) -> None:
+    layer = torch.nn.Linear(1, 1)
+    for device in ("cuda", "cuda:1"):
+        with pytest.raises(InvalidInputError, match=r"^device='cuda[^\n]*no such device here[^\n]*$"):
+            docs.create_model("m", layer, device=device)
+    assert "m" not in docs.models
+    docs.create_model("m", layer, device="cuda", resources={"GPU": 1})  # some worker may have one
+    assert docs.models.describe("m")["device"] == "cuda"
 
 
 @pytest.mark.parametrize(

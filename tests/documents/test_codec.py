@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from superduper_nb.documents import AudioClip, Codec, EncodeError, Failed, builtin_types
-from superduper_nb.documents.plain import WRITE_LEAVES
+from superduper_nb.documents.plain import WRITE_LEAVES, has_nothing_to_decode
 from superduper_nb.errors import InvalidInputError
 
 OPTIONS: CodecOptions[dict[str, Any]] = CodecOptions(
@@ -167,9 +167,20 @@ def test_w9_objects_anywhere_come_back_and_inputs_are_not_changed(document: dict
     identities = [id(value) for value in document.values()]
     stored = codec.encode(document)
     assert [id(value) for value in document.values()] == identities
-    read = codec.decode(bson.decode(bson.encode(stored)), strict=True)
+    data = bson.encode(stored)
+    decoded = bson.decode(data)
+    read = codec.decode(decoded, strict=True)
     assert same(read, _as_bson_reads(document))
+    assert read is decoded or not has_nothing_to_decode(data)
     assert codec.encode(codec.encode(document)) == stored
+
+
+def test_the_bytes_of_plain_documents_say_that_there_is_nothing_to_decode() -> None:
+    plain = {"_id": 1, "text": "_content", "content": {"_like": [1]}, "data": b"\t'", "fold": {"_fold": "train"}}
+    assert has_nothing_to_decode(bson.encode(plain))
+    for other in ({"v": np.zeros(0, np.float32)}, {"v": [np.zeros(9, np.float32)]}, {"a": {"i": np.eye(2)}}):
+        assert not has_nothing_to_decode(bson.encode({**plain, **Codec(builtin_types()).encode(other)}))
+    assert not has_nothing_to_decode(bson.encode({**plain, "_sddb": {"versions": 1}}))
 
 
 def _as_bson_reads(value: Any) -> Any:

@@ -80,6 +80,18 @@ class NoParameters(torch.nn.Module):
         return x * 2
 
 
+class Lengths(torch.nn.Module):
+    """A module that is its preprocess: a table to look up in, no forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.arange(9.0) * 2)
+
+    def preprocess(self, x: str) -> torch.Tensor:
+        found: torch.Tensor = self.table[len(x)]
+        return found
+
+
 class OnlyPreprocess:
     def preprocess(self, x: str) -> str:
         return x.upper()
@@ -119,6 +131,7 @@ KINDS: dict[str, tuple[Any, list[Any]]] = {
     "padding": (Padding(), ["a" * (i % 17 + 1) for i in range(90)]),
     "no parameters": (NoParameters(), tensors()),
     "only preprocess": (OnlyPreprocess(), ["a", "b"]),
+    "module with preprocess alone": (Lengths(), ["a", "abcd", ""]),
     "forward without torch": (ForwardOnly(), [np.arange(2), np.arange(2) * 3]),
     "regression": (LinearRegression().fit(X, Y), list(X)),
     "rows as lists": (LinearRegression().fit(X, Y), X.tolist()),
@@ -263,7 +276,7 @@ def test_a_very_long_message_is_cut() -> None:
     assert len(Predictor(fails).predict_many([1])[0].message) == 1000
 
 
-@pytest.mark.parametrize("obj", [3, None, "text", object(), [1]])
+@pytest.mark.parametrize("obj", [3, None, "text", object(), [1], torch.nn.ModuleList([Linear()])])
 def test_what_is_no_model(obj: Any) -> None:
     with pytest.raises(InvalidInputError, match="no model"):
         Predictor(obj)
@@ -274,6 +287,10 @@ def test_what_is_no_model(obj: Any) -> None:
 def test_devices_that_are_not_here(device: str) -> None:
     with pytest.raises(InvalidInputError, match="device="):
         Predictor(Linear(), device=device)
+
+
+def test_a_module_that_is_its_preprocess_answers_as_that_does() -> None:
+    assert [float(x) for x in Predictor(Lengths()).predict_many(["abcd", "a"])] == [8.0, 2.0]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
