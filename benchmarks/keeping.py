@@ -7,6 +7,7 @@ figure stands beside its yardstick, measured in the same run.
 from __future__ import annotations
 
 import argparse
+import itertools
 import multiprocessing
 import tempfile
 import time
@@ -86,15 +87,15 @@ def inserts(uri: str, vectors: np.ndarray) -> None:
     queries = queries_near(vectors, 60)
     client = MongoClient[dict[str, Any]](uri)
     docs = client["bench"]["docs"]
-    made = dict(docs.find_one({"_id": 0}) or {})
+    made, number = dict(docs.find_one({"_id": 0}) or {}), itertools.count()
     with engine_of(uri, len(vectors)) as engine:
 
         def step(i: int) -> None:
-            docs.insert_one({**made, "_id": f"new{i}"})
+            docs.insert_one({**made, "_id": f"new{next(number)}"})
             now = client["bench"].command("ping")["operationTime"]
             engine.search(asked(queries[i], after=now))
 
-        insert = median_ms(lambda i: docs.insert_one({**made, "_id": f"first{i}"}), 40)
+        insert = median_ms(lambda _: docs.insert_one({**made, "_id": f"new{next(number)}"}), 40)
         took = median_ms(step, 40)
         say("insert_one", insert, "ms", "yardstick")
         say("insert_one, until a search has seen it", took, "ms", f"{took - insert:+.1f} ms")

@@ -95,15 +95,16 @@ class Lane:
     async def gather(self, kind: Hashable, query: Q, answer: Answer[Q, A]) -> A:
         """Have `query` answered in a thread, together with those of its kind that wait; raises what `run` does."""
         with self.hold():
-            asked = self._gathering.ask(kind, query, answer)
+            asked: asyncio.Future[A] = self._gathering.ask(kind, query, answer)
+            timer = asyncio.get_running_loop().call_later(self._timeout, self._expire, asked)
             try:
-                await asyncio.wait({asked}, timeout=self._timeout)
-                if not asked.done():
-                    raise self._late()
-                found: A = asked.result()
+                return await asked
             finally:
-                asked.cancel()
-            return found
+                timer.cancel()
+
+    def _expire(self, asked: asyncio.Future[Any]) -> None:
+        if not asked.done():
+            asked.set_exception(self._late())
 
     def _late(self) -> DeadlineError:
         return DeadlineError(f"The {self.name} request took longer than {self._timeout:g} s.")
