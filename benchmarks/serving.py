@@ -152,7 +152,7 @@ def ours(model: str) -> Iterator[tuple[str, list[str], str, Any]]:
     """Run a notebook server with the model registered; give URL, bodies, the URI of its MongoDB and the server."""
     cloudpickle.register_pickle_by_value(serving_models)
     with (
-        tempfile.TemporaryDirectory() as folder,
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,  # its keeper stops mongod a moment later
         Mongod.attach(Path(folder, "mongodb"), cache_gb=0.5) as mongod,
         running(Path(folder, "home"), mongod.uri) as live,
     ):
