@@ -182,7 +182,8 @@ class _Engines:
                 "version": model.version,
                 **model.definition,
                 **(model.notes or {}),
-                **live.get(model.id, {}),
+                # One that is still being loaded has no version of its own yet.
+                **{name: value for name, value in live.get(model.id, {}).items() if (name, value) != ("version", None)},
             }
             for model in known
         ]

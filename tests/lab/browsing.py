@@ -46,8 +46,11 @@ class Lab:
 
 
 @contextmanager
-def running_lab(home: Path, base_url: str = "/") -> Iterator[Lab]:
-    """Start JupyterLab with its files in `home`, and the quickstart in its folder; stop it, and see that it is gone."""
+def running_lab(home: Path, base_url: str = "/", *, ours: bool = True) -> Iterator[Lab]:
+    """Start JupyterLab with its files in `home`, and the quickstart in its folder; stop it, and see that it is gone.
+
+    With `ours` False it has nothing of this package.
+    """
     work = home / "work"
     work.mkdir()
     shutil.copy(demo.NOTEBOOK, work)
@@ -55,7 +58,7 @@ def running_lab(home: Path, base_url: str = "/") -> Iterator[Lab]:
         path = home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(values))
-    if PANEL.exists():
+    if PANEL.exists() and ours:
         extensions = home / "data" / "labextensions"
         extensions.mkdir(parents=True)
         (extensions / "superduper-nb").symlink_to(PANEL)
@@ -65,7 +68,7 @@ def running_lab(home: Path, base_url: str = "/") -> Iterator[Lab]:
     options = ["--no-browser", f"--ServerApp.port={demo.free_port()}", f"--ServerApp.root_dir={work}"]
     options += ["--expose-app-in-browser", "--ServerApp.open_browser=False"]
     options += ["--JupyterNotebookApp.expose_app_in_browser=True"]
-    options += [f"--ServerApp.base_url={base_url}"]
+    options += [f"--ServerApp.base_url={base_url}", f"--ServerApp.jpserver_extensions={{'superduper_nb': {ours}}}"]
     with (home / "server.log").open("w") as log:
         command = demo.server_command("lab", options)
         server = subprocess.Popen(command, env=demo.environment(home, **more), stdout=log, stderr=log)

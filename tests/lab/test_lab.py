@@ -74,8 +74,10 @@ def test_the_quickstart_cell_by_cell(open_notebook: Open) -> None:
     shown = json.dumps([book.outputs(number) for number in cells])
     assert book.lab.token not in shown
     assert "mongodb://" not in shown
-    for name, number in where.items():
-        shoot(book, f"quickstart-{name}", number)
+    for theme in reversed(THEMES):
+        book.theme(theme)
+        for name, number in where.items():
+            book.shoot(f"quickstart-{name}", number, theme)
     check(book)
 
 
@@ -129,10 +131,14 @@ def test_documents_run_no_script(open_notebook: Open) -> None:
 FOREIGN = "script, iframe, object, embed, form, base, svg, a[href], [onerror], [onload]"
 
 SLOW = """
-import time
+import pathlib, time
+
+hold = pathlib.Path("hold").resolve()
+hold.touch()
 
 def slow(text):
-    time.sleep(0.3)
+    if hold.exists():
+        time.sleep(0.3)
     return [float(len(text))]
 
 docs.create_model("slow", slow, type="vector")
@@ -159,6 +165,7 @@ def test_a_job_is_cancelled_by_its_button_while_a_cell_waits_for_it_and_retried(
     progress.get_by_text("⊘ cancelled").wait_for(timeout=20_000)
     book.output(3).get_by_text("JobCancelledError").wait_for(timeout=20_000)
     shoot(book, "retry-offered", 2)
+    (book.lab.work / "hold").unlink()
     progress.get_by_role("button", name="Retry").click()
     progress.get_by_text("✓ succeeded").wait_for(timeout=90_000)
     assert progress.get_by_role("button", name="Retry").count() == 0
