@@ -380,7 +380,7 @@ class Dispatcher:
 
     def _drop(self, job: RunningJob) -> None:
         del self._jobs[job.id]
-        self._dirty.add(self._names[job.id])  # there is room again
+        self._dirty.add(self._names.pop(job.id))  # there is room again
 
     def _tell(self, job: RunningJob, state: str, ours: bool = True) -> None:
         if not ours:

@@ -234,6 +234,7 @@ def test_two_dispatchers_share_the_jobs_and_each_job_runs_once(world: World, wat
     records = [world.ended(job) for job in jobs]
     assert {(record["state"], record["attempts"]) for record in records} == {("succeeded", 1)}
     assert sorted(job for pool in pools for job, _ in pool.submitted) == sorted(jobs)
+    until(lambda: not any(dispatcher._names or dispatcher._jobs for dispatcher in dispatchers), what="all forgotten")
     assert Oracle(world, watcher, double).check(range(60)) == GOOD
 
 
