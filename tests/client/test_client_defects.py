@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -226,9 +227,15 @@ def test_an_output_of_another_shape_is_an_error_and_is_not_written(
             asked.predict("growing", "abcd")
 
 
-def test_a_vector_that_is_no_number_is_never_found(findable: sd.Collection[Any]) -> None:
+def test_a_vector_that_is_no_number_is_an_error_not_written_and_never_found(
+    findable: sd.Collection[Any], stored: Any
+) -> None:
     findable.create_model("words", lambda text: words(text) * (np.nan if text == "bad" else 1), type="vector")
-    findable.insert_many([{"_id": 1, "text": "bad"}, {"_id": 2, "text": "good"}])
+    jobs = findable.insert_many([{"_id": 1, "text": "bad"}, {"_id": 2, "text": "good"}]).jobs
+    (job,) = (job for name, job in jobs.items() if "words" in name)
+    assert job.failures["count"] == 1
+    assert re.fullmatch(r"[^\n]*finite[^\n]*", job.failures["first"][0]["error"])
+    assert [document["_id"] for document in stored.find({"_outputs.text.words": {"$exists": True}})] == [2]
     assert ids(findable.find(like={"text": "good"})) == [2]
 
 
