@@ -80,7 +80,7 @@ class Umap:
                     child.kill()
             if child.returncode:
                 raise ModelError(f"UMAP ended with code {child.returncode}: {_last_line(folder / _SAID)}")
-            self.places = np.load(folder / _PLACES)
+            self.places = _read(folder / _PLACES)
 
 
 def _started(folder: Path, said: Any) -> subprocess.Popen[bytes]:
@@ -133,6 +133,11 @@ class _Epochs:
         """Do nothing: tqdm asks for it."""
 
 
+def _read(path: Path) -> Any:
+    with path.open("rb") as file:
+        return np.lib.format.read_array(file)  # numbers only: it refuses a pickle
+
+
 def _laid_out(vectors: Floats, told: _Epochs) -> Floats:
     from umap import UMAP
 
@@ -150,7 +155,7 @@ def _end_with_parent() -> None:
 
 def _main(folder: Path) -> None:
     Thread(target=_end_with_parent, daemon=True).start()
-    np.save(folder / _PLACES, _laid_out(np.load(folder / _VECTORS), _Epochs(folder / _SEEN)))
+    np.save(folder / _PLACES, _laid_out(_read(folder / _VECTORS), _Epochs(folder / _SEEN)))
 
 
 if __name__ == "__main__":
