@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from superduper_nb.client import Job
     from superduper_nb.client.jobs import JobList
 
-__all__ = ["COMMANDS", "cancel", "jobs", "logs", "retry", "wait", "watch"]
+__all__ = ["COMMANDS", "cancel", "follow", "jobs", "logs", "retry", "wait", "watch"]
 
 STATES: Final = ("pending", "running", "succeeded", "failed", "cancelled", "blocked")
 LAST_PICTURE_S: Final = 3.0
@@ -45,7 +45,12 @@ def wait(call: Call) -> None:
     if not chosen:
         print("no job is pending or running")
         return
-    deadline = None if call.args.timeout is None else time.monotonic() + call.args.timeout
+    follow(chosen, call.args.timeout)
+
+
+def follow(chosen: Sequence[Job], timeout: float | None = None) -> None:
+    """Show the progress of jobs until they have ended; raise as `Job.wait` does."""
+    deadline = None if timeout is None else time.monotonic() + timeout
     view = JobsView(chosen)
     try:
         view.show()

@@ -10,13 +10,24 @@ from superduper_nb.magics.call import Call
 from superduper_nb.magics.command import Command
 from superduper_nb.magics.line import Parser
 from superduper_nb.magics.operators import check_reading
+from superduper_nb.magics.working import follow
+from superduper_nb.widgets.display import sentence
 
 __all__ = ["COMMANDS", "delete", "insert", "update"]
 
 
 def insert(call: Call) -> Any:
     """Insert the document, or the list of documents, in the body; the jobs that follow show their progress."""
-    return call.collection.insert_many(_documents(_given(call)))
+    return _followed(call, call.collection.insert_many(_documents(_given(call))))
+
+
+def _followed(call: Call, result: Any) -> Any:
+    """Return a write result; with ``--wait`` when its jobs have ended, of which the view is what is shown then."""
+    if call.args.wait and (jobs := list(result.jobs.values())):
+        follow(jobs)
+        print(sentence(result))
+        call.quiet = True
+    return result
 
 
 def _given(call: Call) -> Any:
@@ -54,7 +65,7 @@ def update(call: Call) -> Any:
         count = collection.estimated_document_count()
         raise InvalidInputError(f"that changes all {count:,} documents of {call.target}: say --yes, or give a filter.")
     change_some = collection.update_one if args.one else collection.update_many
-    return change_some(filter, change, upsert=args.upsert)
+    return _followed(call, change_some(filter, change, upsert=args.upsert))
 
 
 def _filter_and_change(value: Any) -> tuple[dict[str, Any], Any]:
@@ -86,12 +97,18 @@ def delete(call: Call) -> Any:
 
 def _insert_options(parser: Parser) -> None:
     parser.add_argument("--from", dest="source", metavar="VARIABLE", help="a list or data frame of yours, for a body")
+    _wait_option(parser)
+
+
+def _wait_option(parser: Parser) -> None:
+    parser.add_argument("--wait", action="store_true", help="until the jobs that follow have ended")
 
 
 def _update_options(parser: Parser) -> None:
     parser.add_argument("--one", action="store_true", help="only the first document that matches")
     parser.add_argument("--upsert", action="store_true", help="insert a document where none matches")
     parser.add_argument("--yes", action="store_true", help="also with an empty filter, which matches everything")
+    _wait_option(parser)
 
 
 def _delete_options(parser: Parser) -> None:

@@ -13,7 +13,7 @@ from superduper_nb.widgets.jobs import JobTable
 from superduper_nb.widgets.listing import Note
 from superduper_nb.widgets.progress import JobsView
 
-__all__ = ["BUNDLES", "DISPLAYS", "job_list_bundle", "show_jobs", "write_bundle"]
+__all__ = ["BUNDLES", "DISPLAYS", "job_list_bundle", "sentence", "show_jobs", "write_bundle"]
 
 
 def show_jobs(jobs: Any) -> None:
@@ -32,7 +32,7 @@ def write_bundle(result: Any) -> dict[str, str]:
     """Return a write result as a sentence; the progress of its jobs is displayed before it."""
     if jobs := list(result.jobs.values()):
         JobsView(jobs).show()
-    return Note(_sentence(result))._repr_mimebundle_()
+    return Note(sentence(result))._repr_mimebundle_()
 
 
 def job_list_bundle(jobs: Any) -> dict[str, str]:
@@ -40,7 +40,8 @@ def job_list_bundle(jobs: Any) -> dict[str, str]:
     return JobTable((job.record for job in jobs.list(limit=20)), heading="the newest jobs")._repr_mimebundle_()
 
 
-def _sentence(result: Any) -> str:
+def sentence(result: Any) -> str:
+    """Say what a write result did."""
     if not result.acknowledged:
         return "written, and not acknowledged"
     counted = [f"{number:,} {word}" for word, number in _counts(result) if number]

@@ -87,6 +87,16 @@ def test_insert(docs: Any, sddb: Any) -> None:
     assert docs.count_documents({}) == 9
 
 
+def test_a_write_that_waits_ends_when_its_jobs_have(docs: Any, sddb: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    outcome = sddb("insert --wait -o made", '{"text": "blue socks"}')
+    assert outcome.quiet
+    assert [job.status for job in outcome.bindings["made"].jobs.values()] == ["succeeded"]
+    assert "1 document inserted" in capsys.readouterr().out
+    changed = sddb("update --wait", '{"text": "blue socks"}, {"$set": {"text": "green socks"}}')
+    assert changed.value.modified_count == 1
+    assert changed.quiet
+
+
 @pytest.mark.parametrize("body", ["[]", "5", '["a"]', "[{}, 5]"])
 def test_insert_refuses_what_is_no_document(docs: Any, sddb: Any, body: str) -> None:
     with pytest.raises(InvalidInputError):
