@@ -99,7 +99,7 @@ class Server:
 
     def dask_host(self) -> int | None:
         """Return the process of the scheduler."""
-        return next((p.pid for p in self.family() if "superduper_nb.cluster.dask_host" in _command(p)), None)
+        return next((p.pid for p in self.family() if "superduper_nb.cluster.dask_host" in command_line(p)), None)
 
     def workers(self) -> list[int]:
         """Return the processes that compute."""
@@ -107,7 +107,7 @@ class Server:
         below: list[psutil.Process] = []
         with suppress(psutil.NoSuchProcess):
             below = psutil.Process(host).children(recursive=True) if host else []
-        return [p.pid for p in below if "multiprocessing.spawn" in _command(p)]
+        return [p.pid for p in below if "multiprocessing.spawn" in command_line(p)]
 
     def close(self) -> None:
         family = self.family()
@@ -118,7 +118,8 @@ class Server:
         self.process.wait()
 
 
-def _command(process: psutil.Process) -> str:
+def command_line(process: psutil.Process) -> str:
+    """Return a process's command line; nothing of one that ended, be it collected or not."""
     try:
         return " ".join(process.cmdline())
     except psutil.Error:

@@ -23,8 +23,9 @@ from pymongo import MongoClient
 
 from superduper_nb.cluster.dask import DaskPool
 from superduper_nb.cluster.mongod import Mongod, connect_options
+from superduper_nb.cluster.warm import NICENESS
 from superduper_nb.jobs.dispatcher import Dispatcher
-from tests.drills.drill_rig import Server
+from tests.drills.drill_rig import Server, command_line
 
 Start = Callable[..., Dispatcher]
 
@@ -70,7 +71,14 @@ def seeded() -> random.Random:
 def worker_pids(pool: DaskPool) -> list[int]:
     """Return the worker processes: below the host's nannies, without the helpers of multiprocessing."""
     assert pool._process is not None
-    return [p.pid for p in descendants(pool._process.pid) if "multiprocessing.spawn" in " ".join(p.cmdline())]
+    return [
+        process.pid for process in descendants(pool._process.pid) if "multiprocessing.spawn" in command_line(process)
+    ]
+
+
+def test_workers_give_way_to_the_notebook(pool: DaskPool) -> None:
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    assert pool.submit("priority", os.getpriority, os.PRIO_PROCESS, 0).result(60) == own + NICENESS
 
 
 def test_workers_compute_and_say_what_was_printed(world: World, pool: DaskPool, dispatch: Start) -> None:
