@@ -23,7 +23,6 @@ from pymongo import MongoClient
 
 from superduper_nb.cluster.dask import DaskPool
 from superduper_nb.cluster.mongod import Mongod, connect_options
-from superduper_nb.cluster.warm import NICENESS
 from superduper_nb.jobs.dispatcher import Dispatcher
 from tests.drills.drill_rig import Server, command_line
 
@@ -74,11 +73,6 @@ def worker_pids(pool: DaskPool) -> list[int]:
     return [
         process.pid for process in descendants(pool._process.pid) if "multiprocessing.spawn" in command_line(process)
     ]
-
-
-def test_workers_give_way_to_the_notebook(pool: DaskPool) -> None:
-    own = os.getpriority(os.PRIO_PROCESS, 0)
-    assert pool.submit("priority", os.getpriority, os.PRIO_PROCESS, 0).result(60) == own + NICENESS
 
 
 def test_workers_compute_and_say_what_was_printed(world: World, pool: DaskPool, dispatch: Start) -> None:
