@@ -23,7 +23,7 @@ from superduper_nb.cluster.mongod import Mongod, connect_options
 from superduper_nb.magics.completion import Completions
 from superduper_nb.magics.session import Connections
 from superduper_nb.magics.table import run
-from superduper_nb.widgets.embedding import principal
+from superduper_nb.search.plane import principal
 
 LOAD = """
 import sys, time
