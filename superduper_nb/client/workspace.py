@@ -55,7 +55,6 @@ class Workspace:
         self._looked = float("-inf")
         self._codecs: dict[Any, Codec] = {}
         self._codecs_read = float("-inf")
-        self._idle: dict[str, float] = {}
 
     @property
     def services(self) -> Services:
@@ -78,7 +77,7 @@ class Workspace:
     def changed(self) -> None:
         """Note that this client registered something."""
         self._managed, self._looked = True, time.monotonic()
-        self._codecs, self._idle = {}, {}
+        self._codecs = {}
 
     @property
     def codec(self) -> Codec:
@@ -125,15 +124,6 @@ class Workspace:
     def upkeep(self, collection: str) -> Upkeep:
         """Return what is kept up to date in a collection."""
         return upkeep_of(self.store, collection)
-
-    def after_writes(self, collection: str) -> Upkeep:
-        """Return what a write to a collection has to keep up to date; nothing, where nothing was a second ago."""
-        if time.monotonic() - self._idle.get(collection, float("-inf")) < _LOOK_EVERY_S:
-            return Upkeep()
-        found, idle = self.upkeep(collection), self._idle
-        if not found:
-            idle[collection] = time.monotonic()
-        return found
 
     def plan_write(
         self,

@@ -138,7 +138,7 @@ class PlannedWrite:
             codec_options=collection.codec_options.with_options(document_class=dict),
             read_preference=ReadPreference.PRIMARY,
         )
-        self._upkeep = workspace.after_writes(collection.name)
+        self._upkeep = workspace.upkeep(collection.name)
         self._found: dict[Any, dict[str, Any]] | None = None
         self._ids: list[Any] = []
         self._changed: set[str] | None = set()

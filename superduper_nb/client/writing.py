@@ -78,7 +78,7 @@ class WritingCollection(pymongo.collection.Collection[_DocumentType]):
         """Return what to store, and the jobs, which are recorded first: a crash after it leaves jobs, never gaps."""
         workspace = self._workspace
         made = prepared(workspace.codec_beside(self.codec_options), documents, workspace.client._valid_fraction)
-        steps = workspace.after_writes(self.name).steps(None, made.content)
+        steps = workspace.upkeep(self.name).steps(None, made.content)
         if not steps:
             return made.documents, {}
         ids = [document["_id"] for document in made.documents]
@@ -178,7 +178,7 @@ class WritingCollection(pymongo.collection.Collection[_DocumentType]):
     def _after_delete(self, session: Any) -> dict[str, str]:
         if not self._workspace.managed:
             return {}
-        steps = self._workspace.after_writes(self.name).after_delete()
+        steps = self._workspace.upkeep(self.name).after_delete()
         return self._workspace.plan_write(self.name, steps, (), session=session) if steps else {}
 
     # --- what they share -------------------------------------------------------------------------------------------
