@@ -22,7 +22,7 @@ def _local_modules() -> list[ModuleType]:
     here = _folder(".")  # compared as text: there are thousands of modules
     installed = tuple(_folder(prefix) for prefix in {sys.prefix, sys.base_prefix})
     found = []
-    for name, module in list(sys.modules.items()):
+    for name, module in sys.modules.copy().items():  # in one piece: another thread may import
         file = getattr(module, "__file__", None)
         if not file or name == "__main__" or name.partition(".")[0] == "superduper_nb":
             continue

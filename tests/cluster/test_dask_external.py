@@ -23,6 +23,7 @@ from superduper_nb.cluster.dask import DaskPool, PoolLostError
 from superduper_nb.components.trust import TRUST_KEY, sign, verify
 from superduper_nb.config import Config
 from superduper_nb.errors import InvalidInputError, ServiceError
+from tests.waiting import until
 
 
 class External:
@@ -63,7 +64,7 @@ class External:
         try:
             yield
         finally:
-            process.terminate()
+            process.kill()  # asked to end while it registers, it may stay for ever
             process.wait(20)
 
     @contextmanager
@@ -105,13 +106,6 @@ def connected() -> Iterator[Callable[..., DaskPool]]:
     yield connect
     for pool in pools:
         pool.close()
-
-
-def until(look: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 30
-    while not look():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def where() -> str:

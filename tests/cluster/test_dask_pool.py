@@ -8,6 +8,7 @@ import pytest
 from superduper_nb.cluster import dask_external
 from superduper_nb.cluster.dask import DaskPool
 from superduper_nb.errors import ServiceError
+from tests.waiting import until
 
 
 def test_a_port_that_somebody_else_uses_is_said_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,10 +29,7 @@ def test_our_own_pool_grows_while_there_is_work() -> None:
         pool.start()
         assert (pool.describe()["workers"], pool.threads()) == (1, 2)
         futures = [pool.submit(f"sleep-{n}", time.sleep, 0.5) for n in range(60)]
-        deadline = time.monotonic() + 60
-        while pool.describe()["workers"] < 2:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        until(lambda: pool.describe()["workers"] == 2, "the pool has grown")
         assert [future.result(60) for future in futures] == [None] * 60
     finally:
         pool.close()

@@ -6,7 +6,6 @@ import socketserver
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -23,6 +22,7 @@ from superduper_nb.cluster import keeper, mongod
 from superduper_nb.cluster.mongod import Mongod, connect_options, find_binary
 from superduper_nb.cluster.mongod_folder import MongodFolder, open_lock, take_lock
 from superduper_nb.errors import MongoUnavailableError
+from tests.waiting import until
 
 USER_PROGRAM = """
 import sys
@@ -31,13 +31,6 @@ from superduper_nb.cluster.mongod import Mongod
 print(Mongod.attach(Path(sys.argv[1]), cache_gb=0.25).status()["pid"], flush=True)
 sys.stdin.read()
 """
-
-
-def until(condition: Callable[[], Any], seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"still not so after {seconds} s: {condition}"
-        time.sleep(0.02)
 
 
 def gone(*pids: int) -> bool:

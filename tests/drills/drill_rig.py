@@ -8,11 +8,10 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import psutil
 import pytest
@@ -22,19 +21,10 @@ import superduper_nb as sd
 from superduper_nb.cluster.mongod import Mongod, connect_options
 from superduper_nb.errors import SuperduperError
 from superduper_nb.transport import Transport
+from tests.waiting import until
 
-T = TypeVar("T")
 TOKEN: Final = "t0ken-of-the-drills"
 DATABASE: Final = "drill"
-
-
-def eventually(look: Callable[[], T], what: str, timeout: float = 60) -> T:
-    """Return the first true thing that `look` sees."""
-    deadline = time.monotonic() + timeout
-    while not (seen := look()):
-        assert time.monotonic() < deadline, f"still not after {timeout} s: {what}"
-        time.sleep(0.05)
-    return seen
 
 
 class Server:
@@ -81,7 +71,7 @@ class Server:
             transport.close()
 
     def ready(self) -> None:
-        eventually(lambda: self.status().get("state") == "ready", "the server is ready", 120)
+        until(lambda: self.status().get("state") == "ready", "the server is ready", timeout=120)
 
     def kill(self) -> None:
         """End it alone: what it started has to notice."""
@@ -149,7 +139,7 @@ class Rig:
         return client[DATABASE]["docs"]
 
     def kill_mongod(self) -> None:
-        os.kill(eventually(lambda: self.mongod.status()["pid"], "there is a mongod to kill"), signal.SIGKILL)
+        os.kill(until(lambda: self.mongod.status()["pid"], "there is a mongod to kill"), signal.SIGKILL)
 
     def close(self) -> None:
         for part in (*self._clients, *self.servers, self.mongo, self.mongod):

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.drills.drill_oracle import CLEAN, Count, Writer, slow_embed
-from tests.drills.drill_rig import Rig, eventually, rig_in
+from tests.drills.drill_rig import Rig, rig_in
+from tests.waiting import until
 
 pytestmark = [pytest.mark.drill, pytest.mark.timeout(900)]
 
@@ -74,11 +75,11 @@ def test_a_full_disk_loses_nothing_and_all_goes_on_when_there_is_room(rig: Rig, 
         writer.start()
     time.sleep(random.Random(seed).uniform(1, 10))
     fill(disk / "filler")
-    eventually(lambda: rig.mongod.status()["restarts"], "mongod has ended for want of room", 120)
+    until(lambda: rig.mongod.status()["restarts"], "mongod has ended for want of room", timeout=120)
     away = keep_full(disk / "filler", OUTAGE_S, lambda: str(rig.mongod.status()["state"]))
     restarts = rig.mongod.status()["restarts"]
     (disk / "filler").unlink()
-    eventually(lambda: rig.mongod.status()["state"] == "running", "mongod runs again", 120)
+    until(lambda: rig.mongod.status()["state"] == "running", "mongod runs again", timeout=120)
     for writer in writers:
         writer.join()
     server.ready()

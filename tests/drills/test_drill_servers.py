@@ -15,7 +15,8 @@ import pytest
 from pymongo import MongoClient
 
 from tests.drills.drill_oracle import CLEAN, Count, Writer, slow_embed
-from tests.drills.drill_rig import DATABASE, Rig, eventually, rig_in
+from tests.drills.drill_rig import DATABASE, Rig, rig_in
+from tests.waiting import until
 
 pytestmark = [pytest.mark.drill, pytest.mark.timeout(900)]
 
@@ -47,7 +48,7 @@ def test_a_server_that_sleeps_past_its_leases_does_nothing_twice(rig: Rig) -> No
         writer.start()
     running = rig.mongo[DATABASE]["_sddb.jobs"]
     claimed = {"state": "running", "owner": {"$regex": f":{sleeper.process.pid}:"}}
-    eventually(lambda: running.find_one(claimed), "the sleeper has a job to lose")
+    until(lambda: running.find_one(claimed), "the sleeper has a job to lose")
     sleeper.process.send_signal(signal.SIGSTOP)
     lost = [job["_id"] for job in running.find(claimed)]
     time.sleep(LEASE_S * 1.5)

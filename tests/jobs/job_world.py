@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,15 +21,7 @@ from superduper_nb.jobs.foreground import run_foreground
 from superduper_nb.jobs.outputs import Outcome, Refresh
 from superduper_nb.jobs.watchers import Watcher, plan
 from superduper_nb.models.loading import Loader
-
-
-def until(condition: Callable[[], Any], timeout: float = 60, what: str = "the condition") -> Any:
-    """Wait for a condition, and return what made it true."""
-    deadline = time.monotonic() + timeout
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"{what} was not met within {timeout} s"
-        time.sleep(0.02)
-    return found
+from tests.waiting import until
 
 
 class World:
@@ -97,7 +88,7 @@ class World:
             record = self.store.get(id)
             return record if record["state"] in FINAL_STATES else None
 
-        record: dict[str, Any] = until(look, timeout, f"the end of job {id}")
+        record: dict[str, Any] = until(look, f"the end of job {id}", timeout)
         return record
 
 

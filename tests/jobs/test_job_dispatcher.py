@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from job_world import GOOD, Oracle, ThreadPool, World, lost_worker, until
+from job_world import GOOD, Oracle, ThreadPool, World, lost_worker
 from pymongo.errors import AutoReconnect
 
 from superduper_nb.cluster.dask import PoolLostError, WorkerLostError
@@ -15,6 +15,7 @@ from superduper_nb.jobs import NewJob
 from superduper_nb.jobs.dispatcher import Dispatcher
 from superduper_nb.jobs.kinds import KINDS
 from superduper_nb.jobs.outputs import Outcome
+from tests.waiting import until
 
 pytestmark = pytest.mark.usefixtures("worker_here")
 
@@ -44,7 +45,7 @@ def test_an_insert_is_computed_and_its_chunks_are_cleaned_up(world: World, watch
     assert record["worker"]
     assert record["finished"] >= record["started"] >= record["created"]
     assert Oracle(world, watcher, double).check(range(2500)) == GOOD
-    until(lambda: world.database["_sddb.jobs"].count_documents({"kind": "chunk"}) == 0, 5)
+    until(lambda: world.database["_sddb.jobs"].count_documents({"kind": "chunk"}) == 0, timeout=5)
 
 
 def test_jobs_are_found_without_being_told(world: World, watcher: Any, dispatch: Start) -> None:

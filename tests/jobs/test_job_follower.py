@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from job_world import GOOD, Oracle, ThreadPool, World, until
+from job_world import GOOD, Oracle, ThreadPool, World
 from pymongo import MongoClient
 
 from superduper_nb.jobs.changes import Change, untouched
@@ -14,6 +14,7 @@ from superduper_nb.jobs.dispatcher import Dispatcher
 from superduper_nb.jobs.follower import Follower
 from superduper_nb.jobs.values import NewJob
 from superduper_nb.jobs.watchers import Watcher
+from tests.waiting import until
 
 pytestmark = pytest.mark.usefixtures("worker_here")
 
@@ -54,11 +55,11 @@ def oracle(world: World) -> Oracle:
 def test_writes_of_any_program_are_followed(world: World, oracle: Oracle, follow: Callable[[], Follower]) -> None:
     follow()
     world.docs.insert_many([{"_id": i, "x": i} for i in range(300)])
-    until(lambda: oracle.check(range(300)) == GOOD, 30, "outputs of the inserts")
+    until(lambda: oracle.check(range(300)) == GOOD, "outputs of the inserts", timeout=30)
     world.docs.update_many({"_id": {"$lt": 100}}, {"$inc": {"x": 1}})
     world.docs.replace_one({"_id": 200}, {"x": 7})
     world.docs.delete_one({"_id": 201})
-    until(lambda: oracle.check(set(range(300)) - {201}) == GOOD, 30, "outputs of the updates")
+    until(lambda: oracle.check(set(range(300)) - {201}) == GOOD, "outputs of the updates", timeout=30)
     world.docs.update_one({"_id": 5}, {"$unset": {"x": ""}})
     until(lambda: world.docs.count_documents({"_id": 5, "_outputs.x.m": {"$exists": False}}))
 
@@ -69,7 +70,7 @@ def test_our_own_writes_are_not_planned_twice(world: World, oracle: Oracle, foll
     for job in jobs:
         world.ended(job)
     world.docs.insert_one({"_id": 99, "x": 99})  # behind them in the stream
-    until(lambda: oracle.check([*range(20), 99]) == GOOD, 30)
+    until(lambda: oracle.check([*range(20), 99]) == GOOD, timeout=30)
     assert world.database["_sddb.jobs"].count_documents({"kind": "outputs"}) == 21
 
 
@@ -80,7 +81,7 @@ def test_a_writer_that_does_not_come_to_its_end_keeps_no_write_of_others_back(
     world.store.create([NewJob("outputs", "m/x", "elsewhere", "m/x", {"ids": [1]}, 1)], held=True)
     follow()
     world.docs.insert_many([{"_id": i, "x": i} for i in range(300)])
-    until(lambda: oracle.check(range(300)) == GOOD | {"unfinished": 1}, 20, "outputs of the inserts")
+    until(lambda: oracle.check(range(300)) == GOOD | {"unfinished": 1}, "outputs of the inserts", timeout=20)
 
 
 def test_a_copy_that_brings_bookkeeping_along_is_no_document_of_ours(
@@ -90,7 +91,7 @@ def test_a_copy_that_brings_bookkeeping_along_is_no_document_of_ours(
     world.ended(world.insert([{"_id": 1, "x": 1}])["m/x"])
     copy = world.docs.find_one({"_id": 1})
     world.docs.insert_one({**copy, "_id": 2, "x": 5})  # type: ignore[dict-item]
-    until(lambda: oracle.check([1, 2]) == GOOD, 30, "the output of the copy's own input")
+    until(lambda: oracle.check([1, 2]) == GOOD, "the output of the copy's own input", timeout=30)
 
 
 def test_a_document_that_changes_after_its_insert_is_looked_at_again() -> None:
@@ -105,13 +106,13 @@ def test_what_happened_while_nobody_followed_is_caught_up(
 ) -> None:
     first = follow()
     world.docs.insert_one({"_id": 1, "x": 1})
-    until(lambda: oracle.check([1]) == GOOD, 30)
+    until(lambda: oracle.check([1]) == GOOD, timeout=30)
     until(lambda: world.database["_sddb.follow"].find_one())
     first.close()
     world.docs.insert_many([{"_id": i, "x": i} for i in range(2, 50)])
     world.docs.update_one({"_id": 1}, {"$set": {"x": 9}})
     follow()
-    until(lambda: oracle.check(range(1, 50)) == GOOD, 30)
+    until(lambda: oracle.check(range(1, 50)) == GOOD, timeout=30)
 
 
 @pytest.mark.parametrize(
@@ -129,16 +130,16 @@ def test_where_the_place_is_lost_everything_is_looked_at(
         token = next(stream)["_id"]["_data"]
     world.database["_sddb.follow"].insert_one({"_id": "outputs", "token": {"_data": spoil(token)}})
     follow()
-    until(lambda: oracle.check(range(50)) == GOOD, 30)
+    until(lambda: oracle.check(range(50)) == GOOD, timeout=30)
     world.docs.insert_one({"_id": 50, "x": 50})  # and it follows again
-    until(lambda: oracle.check(range(51)) == GOOD, 30)
+    until(lambda: oracle.check(range(51)) == GOOD, timeout=30)
 
 
 def test_one_follower_at_a_time(world: World, oracle: Oracle, follow: Callable[[], Follower]) -> None:
     follow()
     follow()
     world.docs.insert_many([{"_id": i, "x": i} for i in range(30)])
-    until(lambda: oracle.check(range(30)) == GOOD, 30)
+    until(lambda: oracle.check(range(30)) == GOOD, timeout=30)
     assert world.database["_sddb.leases"].count_documents({}) == 1
     assert world.database["_sddb.jobs"].count_documents({"kind": "outputs"}) <= 2
 
@@ -148,11 +149,11 @@ def test_a_collection_that_gets_its_first_watcher_is_followed_too(
 ) -> None:
     follow()
     world.docs.insert_one({"_id": 1, "x": 1})
-    until(lambda: oracle.check([1]) == GOOD, 30)
+    until(lambda: oracle.check([1]) == GOOD, timeout=30)
     other = Watcher("other", "m", "y")
     world.loader.store.put("watcher", other.id, other.definition(), collection="other")
     world.database["other"].insert_one({"_id": 1, "y": 3})
-    until(lambda: world.database["other"].find_one({"_outputs.y.m": 6}), 30)
+    until(lambda: world.database["other"].find_one({"_outputs.y.m": 6}), timeout=30)
 
 
 def test_content_and_neighbourhoods_follow_writes_of_any_program(
@@ -175,10 +176,14 @@ def test_content_and_neighbourhoods_follow_writes_of_any_program(
         return {"_content": {"url": (tmp_path / str(n)).as_uri()}}
 
     world.docs.insert_many([{"_id": n, "file": content(n)} for n in (0, 1, 2, 4)])
-    until(lambda: near() == {0: [1, 2], 1: [0, 2], 2: [1, 0], 4: [2, 1]}, 30, "neighbours of what was fetched")
+    until(lambda: near() == {0: [1, 2], 1: [0, 2], 2: [1, 0], 4: [2, 1]}, "neighbours of what was fetched", timeout=30)
     download, outputs, neighbours = world.database["_sddb.jobs"].find({"kind": {"$ne": "chunk"}}).sort("_id", 1)
     assert (outputs["parents"], neighbours["parents"]) == ([download["_id"]], [outputs["_id"]])
     world.docs.update_one({"_id": 4}, {"$set": {"file._content.url": (tmp_path / "9").as_uri()}})
-    until(lambda: world.docs.find_one({"_id": 4, "file._content.bytes": bytes([10, 1])}), 30, "bytes of the new URL")
+    until(
+        lambda: world.docs.find_one({"_id": 4, "file._content.bytes": bytes([10, 1])}),
+        "bytes of the new URL",
+        timeout=30,
+    )
     world.docs.delete_one({"_id": 1})
-    until(lambda: near() == {0: [2, 4], 2: [0, 4], 4: [2, 0]}, 30, "neighbours without the deleted")
+    until(lambda: near() == {0: [2, 4], 2: [0, 4], 4: [2, 0]}, "neighbours without the deleted", timeout=30)

@@ -18,13 +18,14 @@ from typing import Any
 import psutil
 import pytest
 from bson import ObjectId
-from job_world import GOOD, Effects, Oracle, World, descendants, until
+from job_world import GOOD, Effects, Oracle, World, descendants
 from pymongo import MongoClient
 
 from superduper_nb.cluster.dask import DaskPool
 from superduper_nb.cluster.mongod import Mongod, connect_options
 from superduper_nb.jobs.dispatcher import Dispatcher
 from tests.drills.drill_rig import Server, command_line
+from tests.waiting import until
 
 Start = Callable[..., Dispatcher]
 
@@ -147,7 +148,7 @@ def test_cancel_stops_in_the_middle_of_a_chunk(world: World, pool: DaskPool, dis
     computed = {"_outputs.x.m": {"$exists": True}}
     until(lambda: world.docs.count_documents(computed))
     world.store.cancel(jobs["m/x"])
-    until(lambda: not dispatcher._out, 10, "the end of the cancelled work")
+    until(lambda: not dispatcher._out, "the end of the cancelled work", timeout=10)
     count = world.docs.count_documents(computed)
     assert 0 < count < 1000
     assert world.store.get(jobs["m/x"])["state"] == "cancelled"
@@ -195,7 +196,7 @@ def test_kill_nine_of_a_part_of_the_pool_loses_nothing(
     kill(mortal_pool)
     assert world.ended(jobs["m/x"], 90)["state"] == "succeeded"
     assert Oracle(world, watcher, double).check(range(1500)) == GOOD
-    until(lambda: mortal_pool.describe()["workers"] == 2, 30, "a full pool")
+    until(lambda: mortal_pool.describe()["workers"] == 2, "a full pool", timeout=30)
 
 
 @pytest.mark.slow
@@ -215,7 +216,7 @@ def test_kill_nine_of_mongod_loses_nothing(tmp_path: Path, dispatch: Start) -> N
             until(lambda: world.store.get(jobs["m/x"])["state"] == "running")
             time.sleep(rng.random())
             os.kill(mongod.status()["pid"], signal.SIGKILL)
-            until(lambda: mongod.status()["restarts"], 30, "a new mongod")
+            until(lambda: mongod.status()["restarts"], "a new mongod", timeout=30)
             assert world.ended(jobs["m/x"], 90)["state"] == "succeeded"
             assert Oracle(world, watcher, double).check(range(1500)) == GOOD
             dispatcher.close()

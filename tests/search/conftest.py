@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -29,15 +28,6 @@ def packed(vector: Any) -> Binary:
 
 def identity(x: Any) -> Any:
     return x
-
-
-def until(condition: Callable[[], Any], timeout: float = 60.0) -> Any:
-    """Wait for a condition, and return what it gave."""
-    end = time.monotonic() + timeout
-    while not (found := condition()):
-        assert time.monotonic() < end, "it did not come about"
-        time.sleep(0.02)
-    return found
 
 
 class Corpus:
@@ -190,4 +180,4 @@ def corpus(database: Database[dict[str, Any]], home: Any) -> Iterator[Callable[.
         yield make
 
 
-__all__ = ["Corpus", "SuperduperError", "assert_equal", "packed", "until"]
+__all__ = ["Corpus", "SuperduperError", "assert_equal", "packed"]

@@ -15,7 +15,8 @@ from pymongo.errors import PyMongoError
 
 from superduper_nb.cluster.mongod import Mongod, connect_options
 from superduper_nb.search.live import LiveIndex
-from tests.search.conftest import Corpus, packed, until
+from tests.search.conftest import Corpus, packed
+from tests.waiting import until
 
 
 def test_a_search_sees_every_write_before_it(corpus: Any) -> None:

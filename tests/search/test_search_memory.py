@@ -12,7 +12,8 @@ import pytest
 
 from superduper_nb.search import keeper
 from superduper_nb.search.live import LiveIndex
-from tests.search.conftest import Corpus, until
+from tests.search.conftest import Corpus
+from tests.waiting import until
 
 ROWS, DIMENSION = 400, 16
 

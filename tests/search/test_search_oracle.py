@@ -16,7 +16,8 @@ from bson.min_key import MinKey
 from superduper_nb.search import IndexOptions
 from superduper_nb.search.ids import id_key, sort_key
 from superduper_nb.search.measures import BUILTIN
-from tests.search.conftest import Corpus, packed, until
+from tests.search.conftest import Corpus, packed
+from tests.waiting import until
 
 
 def softmin(queries: Any, vectors: Any) -> Any:

@@ -15,7 +15,8 @@ from superduper_nb.cluster.dask import DaskPool
 from superduper_nb.search import IndexOptions
 from superduper_nb.search.scoring import Hits
 from superduper_nb.search.shards import ShardedIndex, merged
-from tests.search.conftest import Corpus, until
+from tests.search.conftest import Corpus
+from tests.waiting import until
 
 ROWS, DIMENSION = 600, 8
 

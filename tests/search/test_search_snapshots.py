@@ -24,7 +24,8 @@ from superduper_nb.search.index import VectorIndex
 from superduper_nb.search.live import LiveIndex
 from superduper_nb.search.measures import Measure
 from superduper_nb.search.snapshots import BadSnapshotError, Snapshot, read_snapshot, write_snapshot
-from tests.search.conftest import Corpus, until
+from tests.search.conftest import Corpus
+from tests.waiting import until
 
 OPTIONS: Any = CodecOptions()
 IDENTITY = {"of": "this"}

@@ -22,7 +22,8 @@ from jupyter_client.blocking.client import BlockingKernelClient
 
 import superduper_nb as sd
 from superduper_nb.transport import Transport
-from tests.serving.live import TOKEN, eventually
+from tests.serving.live import TOKEN
+from tests.waiting import until
 
 SUPERDUPER = (sys.executable, "-c", "from superduper_nb.server_ext.app import main; main()")
 """What the command ``jupyter superduper`` runs."""
@@ -44,7 +45,7 @@ class Running:
 
     def info(self) -> dict[str, Any]:
         path = self.home / "runtime" / f"jpserver-{self.process.pid}.json"
-        eventually(lambda: path.exists() and path.read_text().endswith("}"), "its runtime file is there")
+        until(lambda: path.exists() and path.read_text().endswith("}"), "its runtime file is there")
         found: dict[str, Any] = json.loads(path.read_text())
         return found
 
@@ -62,7 +63,7 @@ class Running:
         return status
 
     def ready(self) -> None:
-        assert eventually(lambda: (s := self.status())["state"] != "starting" and s, "it is up")["state"] == "ready"
+        assert until(lambda: (s := self.status())["state"] != "starting" and s, "it is up")["state"] == "ready"
 
     def family(self) -> list[psutil.Process]:
         server = psutil.Process(self.process.pid)
@@ -228,7 +229,7 @@ def test_engines_that_do_not_start_leave_the_notebook_server_alive(launch: Launc
     servers = {what: launch(**environment) for what, (environment, _, _) in wrong.items()}
     for what, server in servers.items():
         _, expected, named = wrong[what]
-        status = eventually(lambda server=server: (s := server.status())["state"] != "starting" and s, "it gave up")
+        status = until(lambda server=server: (s := server.status())["state"] != "starting" and s, "it gave up")
         assert status["state"] == "failed", what
         code, body = server.ask("POST", "superduper/api/v1/search", {"database": "a", "collection": "b", "id": 1})
         assert (code, body["code"], body["message"]) == (424, expected, status["error"]), what

@@ -6,31 +6,21 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import psutil
 import pytest
 
 import superduper_nb as sd
 from superduper_nb.transport import Answer, Transport
+from tests.waiting import until
 
-T = TypeVar("T")
 API = "superduper/api/v1/"
 TOKEN = "t0ken-of-the-tests"
-
-
-def eventually(look: Callable[[], T], what: str, timeout: float = 60.0) -> T:
-    """Return the first true thing that `look` sees."""
-    deadline = time.monotonic() + timeout
-    while not (seen := look()):
-        assert time.monotonic() < deadline, f"still not: {what}"
-        time.sleep(0.02)
-    return seen
 
 
 @dataclass
@@ -73,7 +63,7 @@ def running(home: Path, mongo_uri: str, *, workers: int = 1) -> Iterator[Live]:
             client = sd.connect(url, token=TOKEN, mongodb={"uri": mongo_uri})
             live = Live(url, client, process, home / "server.log", Transport(url, TOKEN, connections=32))
             try:
-                eventually(lambda: live.ask("GET", "status")[1]["state"] == "ready", "the engines are up")
+                until(lambda: live.ask("GET", "status")[1]["state"] == "ready", "the engines are up")
                 yield live
             finally:
                 live.transport.close()
@@ -108,6 +98,6 @@ def _process(home: Path, mongo_uri: str, workers: int) -> Iterator[subprocess.Po
 
 
 def _url(runtime_file: Path) -> str:
-    eventually(lambda: runtime_file.exists() and runtime_file.read_text().endswith("}"), "its runtime file is there")
+    until(lambda: runtime_file.exists() and runtime_file.read_text().endswith("}"), "its runtime file is there")
     url: str = json.loads(runtime_file.read_text())["url"]
     return url

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, wait
 from contextlib import contextmanager
@@ -14,15 +13,9 @@ import pytest
 
 from superduper_nb.errors import DeadlineError, ModelError, OverloadedError
 from superduper_nb.serving import ModelServer, Prediction
+from tests.waiting import until
 
 MakeServer = Callable[..., ModelServer]
-
-
-def until(condition: Callable[[], object], seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.005)
 
 
 @contextmanager

@@ -31,7 +31,8 @@ from superduper_nb.documents.media import AudioClip
 from superduper_nb.errors import InvalidInputError, ModelError, NotFoundError, ServiceError
 from superduper_nb.models import ItemError, Predictor
 from tests.serving import live_models
-from tests.serving.live import TOKEN, Live, eventually, running
+from tests.serving.live import TOKEN, Live, running
+from tests.waiting import until
 
 pytestmark = pytest.mark.slow
 
@@ -146,9 +147,9 @@ def test_compiled_models_answer_as_the_plain_ones_here_and_are_swapped_under_loa
 
     with ThreadPoolExecutor(4) as pool:
         asking = [pool.submit(ask) for _ in range(4)]
-        eventually(lambda: 1 in seen, "it is served")
+        until(lambda: 1 in seen, "it is served")
         docs.create_model("quick", live_models.Letters(2), optimize="compile", examples=TEXTS)
-        eventually(lambda: seen[-1] == 2, "the next version is served")
+        until(lambda: seen[-1] == 2, "the next version is served")
         stop.set()
         for future in asking:
             future.result(timeout=60)
@@ -262,7 +263,7 @@ class TestStreams:
             assert docs.predict("length", "x" * i) == live_models.length("x" * i)
         assert next(other) == 1
         pieces.close()
-        eventually((tmp_path / "closed").exists, "the model's generator is closed")
+        until((tmp_path / "closed").exists, "the model's generator is closed")
         other.close()
 
 
@@ -317,9 +318,9 @@ def test_a_full_queue_is_429_and_says_when_to_come_back(live: Live, tmp_path: Pa
 
     with ThreadPoolExecutor(16) as pool:
         first = pool.submit(ask, "trouble", [[str(tmp_path)]])
-        eventually((tmp_path / "begun").exists, "the process is busy")
+        until((tmp_path / "begun").exists, "the process is busy")
         others = [pool.submit(ask, "length", ["x"] * 32) for _ in range(12)]
-        refused = eventually(lambda: [one.result() for one in others if one.done()], "some are refused")
+        refused = until(lambda: [one.result() for one in others if one.done()], "some are refused")
         (tmp_path / "end").touch()
         assert all(status == 429 and int(when) >= 1 for status, when in refused)
         assert sorted({one.result()[0] for one in others}) == [200, 429]
@@ -460,16 +461,16 @@ def test_killed_and_swapped_under_load_every_request_is_answered(live: Live, doc
     with ThreadPoolExecutor(8) as pool:
         asking = [pool.submit(ask, i) for i in range(8)]
         for version in (2, 3, 4):
-            eventually(lambda v=version: v - 1 in seen[-20:], "the version is served")
+            until(lambda v=version: v - 1 in seen[-20:], "the version is served")
             docs.create_model("swapped", lambda x, v=version: [v, x])
-        eventually(lambda: 4 in seen[-20:], "the last version is served")
+        until(lambda: 4 in seen[-20:], "the last version is served")
         assert not [answer for answer in seen if isinstance(answer, str)]  # no swap failed a request
         for _ in range(3):
-            pid = eventually(live.model_process, "a process runs the models")
+            pid = until(live.model_process, "a process runs the models")
             os.kill(pid, signal.SIGKILL)
-            eventually(lambda dead=pid: live.model_process() not in (None, dead), "there is another one")
+            until(lambda dead=pid: live.model_process() not in (None, dead), "there is another one")
         begun = len(seen)
-        eventually(lambda: len(seen) > begun + 50, "requests are answered again")
+        until(lambda: len(seen) > begun + 50, "requests are answered again")
         stop.set()
         for future in asking:
             future.result(timeout=60)

@@ -19,7 +19,8 @@ import pytest
 from superduper_nb.errors import DeadlineError, ModelError, ServiceError
 from superduper_nb.serving import ModelServer
 from tests.serving import fakes
-from tests.serving.test_batching import busy, until
+from tests.serving.test_batching import busy
+from tests.waiting import until
 
 MakeServer = Callable[..., ModelServer]
 

@@ -12,7 +12,7 @@ import pytest
 from superduper_nb.errors import InvalidInputError, ModelError, NotFoundError, TrustError
 from superduper_nb.serving import InProcessModels, ModelServer
 from tests.serving import fakes
-from tests.serving.live import eventually
+from tests.waiting import until
 
 Models = ModelServer | InProcessModels
 MakeServer = Callable[..., ModelServer]
@@ -145,17 +145,17 @@ def test_a_compiled_model_is_served_until_its_next_version_is_ready(server: Mode
     for old, new in [(1, 2), (2, 3)]:
         publish(tmp_path, "compiled", new)
         assert version() == old
-        eventually((tmp_path / f"{new}.begun").exists, "it is being loaded")
+        until((tmp_path / f"{new}.begun").exists, "it is being loaded")
         assert [version() for _ in range(20)] == [old] * 20
         pinned = server.submit(str(tmp_path), "compiled", ["x"], version=new) if new == 3 else None
         (tmp_path / str(new)).touch()
         assert pinned is None or pinned.result().version == new  # asked for by its number it is waited for
-        eventually(lambda v=new: version() == v, "it is served")
+        until(lambda v=new: version() == v, "it is served")
         assert [row["version"] for row in server.loaded()] == [new]
     (tmp_path / "4").touch()
     publish(tmp_path, "compiled", 4)
     with pytest.raises(ModelError, match="version 4 can't be loaded"):
-        eventually(lambda: version() == 4, "it fails")
+        until(lambda: version() == 4, "it fails")
 
 
 def test_versions_are_not_mixed_in_a_batch(server: ModelServer, tmp_path: Path) -> None:

@@ -18,9 +18,9 @@ from superduper_nb.errors import ModelError, ServiceError
 from superduper_nb.serving import ModelServer
 from superduper_nb.serving.cluster import OnCluster
 from tests.serving import fakes
-from tests.serving.live import eventually, running
-from tests.serving.test_batching import until
+from tests.serving.live import running
 from tests.serving.test_model_process import gone
+from tests.waiting import until
 
 pytestmark = pytest.mark.slow
 
@@ -106,6 +106,6 @@ def test_a_notebook_server_whose_models_run_on_its_workers(
         docs.create_model("double", lambda x: 2 * x)
         for i in range(3):
             assert docs.predict("double", i) == 2 * i
-            pid = eventually(live.model_process, "it says where its model process is")
+            pid = until(live.model_process, "it says where its model process is")
             os.kill(worker_of(pid).pid, signal.SIGKILL)
         live.client.drop_database("held")

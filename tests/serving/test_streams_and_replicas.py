@@ -14,8 +14,9 @@ import pytest
 
 from superduper_nb.errors import ModelError, NotFoundError, ServiceError
 from superduper_nb.serving import ModelServer, Prediction
-from tests.serving.test_batching import busy, until
+from tests.serving.test_batching import busy
 from tests.serving.test_model_process import children, gone
+from tests.waiting import until
 
 MakeServer = Callable[..., ModelServer]
 

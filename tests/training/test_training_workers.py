@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,6 +16,7 @@ import superduper_nb as sd
 from superduper_nb.cluster.dask import DaskPool
 from superduper_nb.jobs.dispatcher import Dispatcher
 from superduper_nb.widgets.jobs import jobs_text, snapshot
+from tests.waiting import until
 
 Docs = sd.Collection[dict[str, Any]]
 LONG = {"epochs": 12, "batch_size": 32, "lr": 1e-2, "checkpoint_every_s": 0}
@@ -67,7 +67,7 @@ def trained(docs: Docs, how: sd.Training, trainer: bool = False, **options: Any)
 
 
 def ended(job: sd.Job) -> str:
-    reached(lambda: job.status not in ("pending", "running"))
+    until(lambda: job.status not in ("pending", "running"))
     return job.status
 
 
@@ -92,11 +92,11 @@ def test_what_another_process_skips_is_counted(queue: Docs) -> None:
     """And one that is cancelled ends on both workers: the next finds them free."""
     queue.update_many({"_id": {"$in": [1, 2, 3, 4, 6, 7]}}, {"$set": {"img": "no image"}})
     job = trained(queue, sd.Training(processes=2, **{**LONG, "epochs": 500}))
-    reached(lambda: job.progress[0] >= 10)
+    until(lambda: job.progress[0] >= 10)
     job.cancel()
     assert ended(job) == "cancelled"
     runs = queue.imputations["digit"].runs
-    reached(lambda: queue.imputations["digit"].runs["stopped"].iloc[-1] == "cancelled")
+    until(lambda: queue.imputations["digit"].runs["stopped"].iloc[-1] == "cancelled")
     assert len(runs) == 1
     job = trained(queue, sd.Training(processes=2, epochs=2))
     assert ended(job) == "succeeded"
@@ -113,8 +113,8 @@ def test_a_killed_worker_costs_time_only(queue: Docs, pool: DaskPool, leader: bo
     history = queue.imputations["digit"].history.drop(columns="time")
 
     job = trained(queue, how)
-    reached(lambda: job.progress[0] >= 40)
-    reached(lambda: " left" in jobs_text(snapshot([job.record])))  # how long it will take
+    until(lambda: job.progress[0] >= 40)
+    until(lambda: " left" in jobs_text(snapshot([job.record])))  # how long it will take
     ranks = {worker for worker, keys in pool.client().processing().items() if any("-rank-" in key for key in keys)}
     processes = pool.client().run(os.getpid)
     (killed,) = (set(processes) - ranks) if leader else ranks
@@ -132,10 +132,3 @@ def test_fewer_workers_than_asked_for_is_said(queue: Docs) -> None:
     job = trained(queue, sd.Training(processes=3, epochs=1))
     assert ended(job) == "failed"
     assert "processes=3: each takes a Dask worker, and there are 2 of them." in str(job.error)
-
-
-def reached(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 90
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
