@@ -26,10 +26,11 @@ if TYPE_CHECKING:
     from superduper_nb.client.workspace import Workspace
     from superduper_nb.documents.codec import Codec
 
-__all__ = ["PlannedWrite", "Prepared", "changed_paths", "prepared"]
+__all__ = ["PlannedWrite", "Prepared", "changed_paths", "prepared", "uncollected"]
 
 _KEPT: Final = ("_fold", "_outputs", "_sddb", "_like")
 """Fields of the package, which a replacement of the user's does not take away."""
+_MANY: Final = 1000
 
 
 class Prepared(NamedTuple):
@@ -43,21 +44,20 @@ class Prepared(NamedTuple):
 def prepared(codec: Codec, documents: Sequence[Any], valid_fraction: float) -> Prepared:
     """Return copies of documents as they are to be stored; the originals get an ``_id``, as pymongo gives them."""
     made = Prepared([], [], set())
-    with _uncollected():
-        for document, fold in zip(documents, folds(len(documents), valid_fraction), strict=True):
-            if type(document) is dict and codec.flat(document):  # most are, and make up what inserting many costs
-                if "_id" not in document:
-                    document["_id"] = ObjectId()
-                made.documents.append(document if "_fold" in document else {**document, "_fold": fold})
-            else:
-                _prepare(made, codec, document, fold)
+    for document, fold in zip(documents, folds(len(documents), valid_fraction), strict=True):
+        if type(document) is dict and codec.flat(document):  # most are, and make up what inserting many costs
+            if "_id" not in document:
+                document["_id"] = ObjectId()
+            made.documents.append(document if "_fold" in document else {**document, "_fold": fold})
+        else:
+            _prepare(made, codec, document, fold)
     return made
 
 
 @contextmanager
-def _uncollected() -> Iterator[None]:
-    """Put off the search for circles of garbage: among thousands of new documents it takes longer than making them."""
-    if not gc.isenabled():
+def uncollected(new: int) -> Iterator[None]:
+    """Put off the search for circles of garbage while many objects are made: it takes as long as inserting them."""
+    if new < _MANY or not gc.isenabled():
         yield
         return
     gc.disable()

@@ -21,7 +21,7 @@ from superduper_nb.client.results import (
     UpdateResult,
     with_jobs,
 )
-from superduper_nb.client.writes import PlannedWrite, prepared
+from superduper_nb.client.writes import PlannedWrite, prepared, uncollected
 from superduper_nb.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -69,8 +69,9 @@ class WritingCollection(pymongo.collection.Collection[_DocumentType]):
         given = list(documents)
         if not given or not all(type(document) is dict or isinstance(document, Mapping) for document in given):
             return with_jobs(super().insert_many(given, *args, **kwargs), self._no_jobs(), InsertManyResult)
-        stored, jobs = self._prepare(given, session)
-        with self._following(jobs, session) as started:
+        with uncollected(len(given)):
+            stored, jobs = self._prepare(given, session)
+        with self._following(jobs, session) as started, uncollected(len(given)):
             result = super().insert_many(stored, *args, **kwargs)
         return with_jobs(result, started(), InsertManyResult)
 

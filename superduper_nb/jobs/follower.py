@@ -25,7 +25,7 @@ from toolz import partition_all
 from superduper_nb.components.store import Component, ComponentStore, plain_database
 from superduper_nb.errors import NotFoundError
 from superduper_nb.jobs.backfill import matching
-from superduper_nb.jobs.changes import Change, changes_of, untouched
+from superduper_nb.jobs.changes import Change, Noted, changes_of, untouched
 from superduper_nb.jobs.downloads import with_downloads
 from superduper_nb.jobs.foreground import owner_name
 from superduper_nb.jobs.outputs import Refresh
@@ -49,6 +49,8 @@ _PATIENCE_S: Final = 10.0
 _MANY: Final = 1000
 _TOO_MANY: Final = 100_000
 """So many changes are kept back at most."""
+_AT_ONCE: Final = 10_000
+"""So many of them are looked at, and get jobs, together."""
 _ACT_EVERY_S: Final = 0.2
 _WRITE_S: Final = 1.0
 """So long at most the stream is not read because somebody is writing; then it is read for as long."""
@@ -110,7 +112,7 @@ class _Database:
         self._on_jobs, self._stop = on_jobs, stop
         self._owner = f"{owner_name()}:{uuid.uuid4().hex[:6]}"
         self._store, self._loader = JobStore(self._database), Loader(self._database)
-        self._noted: dict[str, list[Change]] = {}
+        self._noted: dict[str, Noted] = {}
         self._deleted: dict[str, datetime] = {}
         """For each collection, when something was last deleted."""
         self._since = self._renewed = self._saved = self._acted = self._reads_until = 0.0
@@ -222,12 +224,12 @@ class _Database:
         collection = event["ns"]["coll"]
         if not self._noted:
             self._since = time.monotonic()
+        noted = self._noted.setdefault(collection, Noted(self._database.codec_options))
         if event["operationType"] == "delete":
-            self._noted.setdefault(collection, [])
             later = event["clusterTime"].as_datetime() + timedelta(seconds=1)
             self._deleted[collection] = event.get("wallTime", later)  # before MongoDB 6 only to the second
             return
-        self._noted.setdefault(collection, []).append(Change.of(event))
+        noted.note(Change.of(event))
 
     def _overdue(self) -> bool:
         """Say whether to look at what was noted although the stream has not come to rest."""
@@ -248,14 +250,17 @@ class _Database:
             patient = self._acted - self._since < _PATIENCE_S and self._count() < _TOO_MANY
             if patient and self._busy(collection):
                 continue
-            self._plan(collection, self._noted.pop(collection), self._deleted.pop(collection, None))
+            parts = self._noted.pop(collection).parts(_AT_ONCE)
+            self._plan(collection, next(parts, ()), self._deleted.pop(collection, None))
+            for part in parts:
+                self._plan(collection, part)
         return not self._noted
 
     def _busy(self, collection: str) -> bool:
         active = {"state": {"$in": list(ACTIVE_STATES)}, "collection": collection}
         return self._database[COLLECTION].find_one(active, {"_id": 1}) is not None
 
-    def _plan(self, collection: str, noted: list[Change], deleted: datetime | None) -> None:
+    def _plan(self, collection: str, noted: Sequence[Change], deleted: datetime | None = None) -> None:
         paths = [change.paths for change in noted]
         changed = None if None in paths else set().union(*(p for p in paths if p is not None))
         upkeep = upkeep_of(self._loader.store, collection)

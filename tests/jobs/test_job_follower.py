@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from bson import Binary, ObjectId
 from job_world import GOOD, Oracle, ThreadPool, World
 from pymongo import MongoClient
 
-from superduper_nb.jobs.changes import Change, untouched
+from superduper_nb.jobs.changes import Change, Noted, untouched
 from superduper_nb.jobs.dispatcher import Dispatcher
 from superduper_nb.jobs.follower import Follower
 from superduper_nb.jobs.values import NewJob
@@ -99,6 +101,23 @@ def test_a_document_that_changes_after_its_insert_is_looked_at_again() -> None:
     other = {**inserted, "documentKey": {"_id": 2}}
     updated = {"operationType": "update", "documentKey": {"_id": 1}, "paths": ["x"], "new": False}
     assert untouched([Change.of(event) for event in (inserted, other, updated)]) == [2]
+
+
+def test_what_is_kept_back_comes_again_as_it_was_and_takes_little() -> None:
+    kept = Noted()
+    updated = Change(Binary(b"1", 4), {"a", "b.0"}, False)
+    given = [Change(ObjectId(), None, True), updated, Change({"k": 1}, set(), False)]
+    for change in given:
+        kept.note(change)
+    assert len(kept) == 3
+    assert list(kept.parts(2)) == [tuple(given[:2]), tuple(given[2:])]
+    tracemalloc.start()
+    many = Noted()
+    for _ in range(10_000):
+        many.note(Change(ObjectId(), None, True))
+    used, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert used < 50 * len(many)
 
 
 def test_what_happened_while_nobody_followed_is_caught_up(
