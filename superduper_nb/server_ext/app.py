@@ -136,7 +136,7 @@ jupyter superduper --config config.json     # as the file says
     async def _start_jupyter_server_extension(self, serverapp: ServerApp) -> None:
         from superduper_nb.server_ext.routes import come_first
 
-        come_first(serverapp.web_app)
+        come_first(self, serverapp.web_app)
         self._loop = asyncio.get_running_loop()
         self.engine.start()
 

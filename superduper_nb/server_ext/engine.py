@@ -93,6 +93,11 @@ class Engine:
         self.state: State = "starting"
         self.failure: SuperduperError | None = None
 
+    @property
+    def ready(self) -> ServerServices | None:
+        """The engines, where they are up."""
+        return self._services if self.state == "ready" else None
+
     def start(self) -> None:
         """Begin to start the engines; returns at once."""
         self.state, self.failure = "starting", None
@@ -113,8 +118,8 @@ class Engine:
         self.try_again()
         if self.state == "starting" and self._task is not None and wait:
             await asyncio.wait({self._task}, timeout=wait)
-        if self._services is not None and self.state == "ready":
-            return self._services
+        if (services := self.ready) is not None:
+            return services
         if self.failure is not None:
             raise _not_started(self.failure)
         raise ServiceError(f"The engines are {self.state}: try again in a few seconds.")

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from jupyter_server.utils import url_path_join
+from tornado.routing import PathMatches, Rule
 from tornado.web import Application
 
+from superduper_nb.server_ext.direct import DirectWay
 from superduper_nb.server_ext.handlers import events, indexes, jobs, meta, models, search, status
 from superduper_nb.server_ext.handlers.base import ApiBase, Operation, UnknownHandler
+
+if TYPE_CHECKING:
+    from superduper_nb.server_ext.app import SuperduperApp
 
 __all__ = ["API", "ROUTES", "Route", "come_first", "handlers"]
 
@@ -60,10 +66,12 @@ ROUTES: Final = (  # tried in this order, so those that are asked for most stand
 )
 
 
-def come_first(application: Application) -> None:
+def come_first(app: SuperduperApp, application: Application) -> None:
     """Have the API's paths tried before those of JupyterLab and others: ten of a request's hundred microseconds."""
-    rules = application.default_router.rules
-    rules.sort(key=lambda rule: not any(own.target is ROUTES[0].handler for own in getattr(rule.target, "rules", ())))
+    rules, predict = application.default_router.rules, ROUTES[0]
+    rules.sort(key=lambda rule: not any(own.target is predict.handler for own in getattr(rule.target, "rules", ())))
+    pattern = url_path_join(application.settings["base_url"], predict.pattern)
+    rules.insert(0, Rule(PathMatches(pattern), DirectWay(app, predict.path)))
 
 
 def handlers() -> list[tuple[Any, ...]]:

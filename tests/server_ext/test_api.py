@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from bson.binary import Binary, BinaryVectorDtype
 
+from superduper_nb.server_ext.direct import DirectWay
 from superduper_nb.server_ext.routes import ROUTES
 
 QUERY = {"database": "shop", "collection": "products", "semantic_index": "meaning"}
@@ -28,8 +29,9 @@ async def test_status_tells_state_and_nothing_secret(running: Any, ask: Any, sta
 
 
 async def test_our_paths_are_tried_first_and_hide_no_others(running: Any, jp_serverapp: Any, jp_fetch: Any) -> None:
-    first = jp_serverapp.web_app.default_router.rules[0].target.rules
-    assert {route.handler for route in ROUTES} <= {rule.target for rule in first}
+    direct, first = (rule.target for rule in jp_serverapp.web_app.default_router.rules[:2])
+    assert isinstance(direct, DirectWay)
+    assert {route.handler for route in ROUTES} <= {rule.target for rule in first.rules}
     assert (await jp_fetch("api/status")).code == 200
     assert (await jp_fetch("api/kernelspecs")).code == 200
 

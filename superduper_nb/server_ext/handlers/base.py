@@ -24,11 +24,9 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
-from hmac import compare_digest
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
 from jupyter_server.auth.decorator import authorized as jupyter_authorized
-from jupyter_server.auth.identity import IdentityProvider, PasswordIdentityProvider
 from jupyter_server.base.call_context import CallContext
 from jupyter_server.base.handlers import APIHandler, JupyterHandler
 from jupyter_server.extension.handler import ExtensionHandlerMixin
@@ -36,6 +34,7 @@ from pydantic import BaseModel
 from tornado import web
 
 from superduper_nb.server_ext.failures import ApiError, error_body, redact, translate
+from superduper_nb.server_ext.letting_in import shows_the_token
 from superduper_nb.server_ext.metrics import REQUEST_SECONDS
 from superduper_nb.server_ext.schemas import AskingBody, NoBody, NoQuery, check, check_path, read_asked
 from superduper_nb.server_ext.wire import BSON, JSON, dump, form_of, load
@@ -48,8 +47,6 @@ if TYPE_CHECKING:
 
 __all__ = ["SHORT", "ApiBase", "ApiHandler", "Operation", "UnknownHandler", "Work", "authorized", "operation"]
 
-_JUPYTERS_PROVIDERS: Final = (IdentityProvider, PasswordIdentityProvider)
-_JUPYTERS_MODULES: Final = frozenset({IdentityProvider.__module__, JupyterHandler.__module__})
 _JUPYTERS_OWN: Final = frozenset({"token", "no_track_activity", "_xsrf", "_"})
 """Query parameters that mean something to Jupyter, or to caches."""
 
@@ -144,11 +141,6 @@ def authorized(*, action: str, resource: str) -> Callable[[Verb], Verb]:
     return cast("Callable[[Verb], Verb]", jupyter_authorized(action=action, resource=resource))
 
 
-def _written_in(method: Callable[..., Any]) -> str | None:
-    """Return the module that holds a method's code; `functools.wraps` makes ``__module__`` say another one."""
-    return getattr(method, "__globals__", {}).get("__name__")
-
-
 class ApiBase(ExtensionHandlerMixin, JupyterHandler):
     """For handlers of the API, whatever their protocol."""
 
@@ -196,24 +188,7 @@ class ApiBase(ExtensionHandlerMixin, JupyterHandler):
         return True
 
     def _shows_the_token(self) -> bool:
-        """Say whether this is a program with the server's token, on a server where Jupyter's own code decides on that.
-
-        Then, and only then, it is certain what Jupyter's `prepare` would come to. Browsers (they have cookies), tokens
-        in a URL, passwords, and whatever others have put in the place of Jupyter's methods take the ordinary way.
-        """
-        provider, headers = self.identity_provider, self.request.headers
-        if type(provider) not in _JUPYTERS_PROVIDERS or "Cookie" in headers or "token" in self.request.arguments:
-            return False
-        shown = provider.auth_header_pat.match(headers.get("Authorization", ""))
-        right = shown and provider.token and compare_digest(shown[2].encode(), provider.token.encode())
-        return bool(right) and self._is_jupyters_own(provider)
-
-    def _is_jupyters_own(self, provider: IdentityProvider) -> bool:
-        """Say whether all that decides in Jupyter's `prepare` is written there: some replace it (JupyterHub did)."""
-        letting_in = (JupyterHandler.prepare, APIHandler.prepare, self.get_current_user, self.check_xsrf_cookie)
-        knowing = (provider.get_user, provider.get_user_token, provider.get_token)
-        trusting = (provider.is_token_authenticated, provider.should_check_origin)
-        return all(_written_in(method) in _JUPYTERS_MODULES for method in (*letting_in, *knowing, *trusting))
+        return shows_the_token(type(self), self.identity_provider, self.request)
 
     def _let_in(self) -> None:
         """Do what of Jupyter's `prepare` remains for a request with the right token, which no cookie can forge.
