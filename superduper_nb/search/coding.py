@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-from superduper_nb.search.measures import Measure
+from superduper_nb.search.measures import Floats, Measure
 from superduper_nb.search.options import IndexOptions
 from superduper_nb.search.rows import Rows
 from superduper_nb.search.scan import Segment, calibrated, encoder
@@ -18,7 +18,9 @@ _SCAN_FROM: Final = 4_000_000
 _TAIL: Final = 2048
 """Rows behind the last segment that are scanned exactly, before a segment is made of them."""
 _SEGMENT: Final = 131_072
-"""Rows a segment, at most: it is made anew as a whole, which takes about 3 µs a row."""
+"""Rows a segment, at most: each gives its own candidates."""
+_GROWTH: Final = 0.25
+"""How much longer a segment may become at a time: until they are shown, codes that were added are in the way."""
 
 Current = Callable[[], Rows | None]
 """Returns the rows of the moment."""
@@ -87,22 +89,37 @@ class Coder:
             return self._due(current())
 
     def _due(self, rows: Rows | None) -> tuple[Rows, int, int] | None:
-        """Return which slots to make a segment of: the tail, and smaller segments before it."""
+        """Return which slots to make a segment of: the tail, and the last segment where there is room in it."""
         if rows is None or rows.depth is None or self._encode is None or rows.count - rows.coded < _TAIL:
             return None
         if rows.count * rows.vectors.shape[1] < self._from:
             return None
-        start, stop = rows.coded, min(rows.count, rows.coded + _SEGMENT)
-        for segment in reversed(rows.segments):
-            if segment.stop - segment.start > stop - start or stop - segment.start > _SEGMENT:
-                break
-            start = segment.start
-        return rows, start, stop
+        last = rows.segments[-1] if rows.segments else None
+        start = rows.coded if last is None or last.start + _SEGMENT <= last.stop else last.start
+        return rows, start, min(rows.count, start + _SEGMENT)
 
     def _segment(self, rows: Rows, start: int, stop: int) -> tuple[Segment, int | None]:
         """Return codes, and how deep they have to be searched."""
+        segment = self._grown(rows, start, stop) or self._made(rows, start, stop)
+        if self._options.depth or stop - start < 2 * segment.tried:
+            return segment, self._options.depth or rows.depth
+        segment.tried = stop - start
+        return segment, calibrated(segment, rows.vectors[start:stop], rows.norms[start:stop], self._measure)
+
+    def _grown(self, rows: Rows, start: int, stop: int) -> Segment | None:
+        """Return the last segment made longer, where it is that which is wanted, and much the larger part of it."""
+        last = rows.segments[-1] if rows.segments else None
+        if last is None or last.start != start or stop - last.stop > _GROWTH * (last.stop - start):
+            return None
+        if len(last.codes) != last.stop - start:  # some were added when the index was then not to be had
+            return None
+        return last.grown(self._wanted(rows, last.stop, stop))
+
+    def _made(self, rows: Rows, start: int, stop: int) -> Segment:
         assert self._encode is not None
-        vectors, norms = rows.vectors[start:stop], rows.norms[start:stop]
-        cosine = self._measure.name == "cosine"
-        segment = Segment(start, stop, self._encode(vectors / norms[:, None] if cosine else vectors))
-        return segment, self._options.depth or calibrated(segment, vectors, norms, self._measure)
+        return Segment(start, stop, self._encode(self._wanted(rows, start, stop)), tried=0)
+
+    def _wanted(self, rows: Rows, start: int, stop: int) -> Floats:
+        """Return the vectors that are coded."""
+        vectors = rows.vectors[start:stop]
+        return vectors / rows.norms[start:stop, None] if self._measure.name == "cosine" else vectors

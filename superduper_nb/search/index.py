@@ -58,7 +58,7 @@ class VectorIndex:
     ) -> None:
         self.measure, self.options = measure, options or IndexOptions()
         self._folder, self._expected = folder, expected
-        self._lock = threading.Lock()
+        self._lock, self._changing = threading.Lock(), threading.Lock()
         self._slots = {} if rows is None else _slots(rows)
         self._rows = rows if self._slots else None
         self._scorer = Scorer(measure, self.options)
@@ -115,68 +115,66 @@ class VectorIndex:
 
     def put_packed(self, ids: list[Any], vectors: Floats) -> None:
         """Do the same for identifiers that are packed already."""
-        with self._lock:
-            self._put(ids, vectors)
+        self.change(ids, vectors, [])
 
     def remove(self, ids: Sequence[Any]) -> None:
         """Take identifiers out; those that are not there are no matter."""
-        with self._lock:
-            self._remove(ids)
+        self.change([], np.empty((0, 0)), ids)
 
-    def change(self, ids: Sequence[Any], vectors: Floats, gone: Sequence[Any]) -> None:
-        """Put some and remove others, in one step: no search sees a state in between."""
-        with self._lock:
-            self._put(packed_ids(ids), vectors)
-            self._remove(gone)
-
-    def _put(self, ids: list[Any], vectors: Floats) -> None:
-        if not ids:
-            return
-        keys = packed_keys(ids)
+    def change(self, ids: list[Any], vectors: Floats, gone: Sequence[Any]) -> None:
+        """Put some (their identifiers packed) and remove others, in one step: no search sees a state in between."""
+        keys, lost = packed_keys(ids), id_keys(gone)
         if len(last := dict(zip(keys, range(len(keys)), strict=True))) < len(keys):
             ids, vectors, keys = [ids[i] for i in last.values()], vectors[list(last.values())], list(last)
-        rows = self._room(len(ids), vectors.shape[1])
-        first = rows.count
-        rows.append(np.asarray(vectors, dtype=np.float32), ids)
-        old = [slot for slot in map(self._slots.get, keys) if slot is not None]
-        rows.alive[old] = False
-        self._slots.update(zip(keys, range(first, rows.count), strict=True))
+        with self._changing:
+            rows, slots = self._room(len(ids), vectors.shape[1]) if ids else (self._rows, self._slots)
+            if rows is not None and ids:
+                rows.write(np.asarray(vectors, dtype=np.float32))
+            with self._lock:  # searches wait for no more than this
+                if self._rows is not None and rows is not None and rows.ids is self._rows.ids:
+                    rows.segments, rows.depth = self._rows.segments, self._rows.depth
+                self._rows, self._slots = rows, slots
+                if rows is not None:
+                    self._show(rows, ids, keys)
+                    self._remove(rows, lost)
 
-    def _remove(self, ids: Sequence[Any]) -> None:
-        found = map(self._slots.pop, id_keys(ids), repeat(None))
-        slots = [slot for slot in found if slot is not None]
+    def _show(self, rows: Rows, ids: list[Any], keys: list[Any]) -> None:
+        rows.alive[[slot for slot in map(self._slots.get, keys) if slot is not None]] = False
+        self._slots.update(zip(keys, range(rows.count, rows.count + len(ids)), strict=True))
+        rows.show(ids)
+
+    def _remove(self, rows: Rows, keys: list[Any]) -> None:
+        found = map(self._slots.pop, keys, repeat(None))
+        rows.alive[[slot for slot in found if slot is not None]] = False
         if not self._slots:
             self._rows = None
-        elif self._rows is not None:
-            self._rows.alive[slots] = False
 
-    def _room(self, extra: int, dimension: int) -> Rows:
+    def _room(self, extra: int, dimension: int) -> tuple[Rows, dict[Any, int]]:
+        """Return rows with room for so many more, and where each identifier is in them."""
         rows = self._rows
         if rows is None:
-            self._rows = rows = self._empty(max(extra, _FIRST_CAPACITY, self._expected), dimension)
-        elif rows.count + extra > len(rows.vectors):
-            self._rows = rows = self._moved(rows, extra)
-        return rows
+            return self._empty(max(extra, _FIRST_CAPACITY, self._expected), dimension), self._slots
+        return (rows, self._slots) if rows.count + extra <= len(rows.vectors) else self._moved(rows, extra)
 
     def _empty(self, capacity: int, dimension: int) -> Rows:
         if self.options.compact:
             return Rows.in_file(capacity, dimension, self._folder)
         return Rows.empty(capacity, dimension)
 
-    def _moved(self, rows: Rows, extra: int) -> Rows:
+    def _moved(self, rows: Rows, extra: int) -> tuple[Rows, dict[Any, int]]:
         """Copy to a larger array; leave the dead behind where there are many."""
         living, count = len(self._slots), rows.count
         if count - living <= _DEAD_SHARE * count:
             new = self._empty(count + max(extra, count // 4, _FIRST_CAPACITY), rows.vectors.shape[1])
             for name in ("vectors", "norms", "alive"):
                 getattr(new, name)[:count] = getattr(rows, name)[:count]
-            new.ids, new.count, new.segments, new.depth = rows.ids, count, rows.segments, rows.depth
-            return new
+            new.ids, new.count = rows.ids, count
+            return new, self._slots
         keep = np.flatnonzero(rows.alive[:count])
         new = self._empty(living + max(extra, living // 4, _FIRST_CAPACITY), rows.vectors.shape[1])
-        new.append(rows.vectors[keep], [rows.ids[slot] for slot in keep.tolist()])
-        self._slots = dict(zip(packed_keys(new.ids), range(living), strict=True))
-        return new
+        new.write(rows.vectors[keep])
+        new.show([rows.ids[slot] for slot in keep.tolist()])
+        return new, dict(zip(packed_keys(new.ids), range(living), strict=True))
 
     # --- codes -------------------------------------------------------------------------------------------------
 

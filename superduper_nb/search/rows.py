@@ -79,15 +79,18 @@ class Rows:
         capacity = len(vectors)
         return cls(vectors, np.empty(capacity, dtype=np.float32), np.zeros(capacity, dtype=bool), [])
 
-    def append(self, vectors: Floats, ids: Sequence[Any]) -> None:
-        """Add rows behind the last; there must be room."""
-        end = self.count + len(ids)
+    def write(self, vectors: Floats) -> None:
+        """Write rows behind the last, where nobody looks yet; there must be room."""
+        end = self.count + len(vectors)
         self.vectors[self.count : end] = vectors
         with np.errstate(over="ignore"):
             self.norms[self.count : end] = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
         self.alive[self.count : end] = True
+
+    def show(self, ids: Sequence[Any]) -> None:
+        """Make the rows that were written behind the last part of it."""
         self.ids.extend(ids)
-        self.count = end
+        self.count += len(ids)
 
     @property
     def coded(self) -> int:

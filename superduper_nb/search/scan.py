@@ -30,7 +30,12 @@ _BITS: Final = 4
 
 
 class Codes(Protocol):
-    """Quantised rows that can be searched roughly."""
+    """Quantised rows that can be searched roughly, also while some are added."""
+
+    def __len__(self) -> int: ...
+
+    def add(self, rows: Floats) -> None:
+        """Code some more, behind the others."""
 
     def search(self, queries: Floats, k: int) -> Slots:
         """Return the positions of about the best `k` rows by inner product, a row for each query."""
@@ -40,21 +45,29 @@ class Codes(Protocol):
 
 
 class Segment:
-    """The codes of a run of slots, never changed once made.
+    """The codes of a run of slots.
 
     Parameters
     ----------
     start, stop : int
         Which slots.
     codes : Codes
-        Of these slots, in order.
+        Of these slots, in order; when it has grown, also of some behind them.
+    tried : int, optional
+        How many it had when it was last tried how deep they have to be searched; default: as many as now.
     """
 
-    def __init__(self, start: int, stop: int, codes: Codes) -> None:
+    def __init__(self, start: int, stop: int, codes: Codes, tried: int | None = None) -> None:
         self.start, self.stop, self.codes = start, stop, codes
+        self.tried = stop - start if tried is None else tried
+
+    def grown(self, rows: Floats) -> Segment:
+        """Return it with the rows behind it, which become part of the same codes."""
+        self.codes.add(rows)
+        return Segment(self.start, self.stop + len(rows), self.codes, self.tried)
 
     def search(self, queries: Floats, k: int) -> Slots:
-        """Return the slots of about the best `k` of it, a row for each query."""
+        """Return the slots of about the best `k` of it, a row for each query; some may be behind it."""
         return self.codes.search(queries, min(k, self.stop - self.start)) + self.start
 
 
@@ -63,20 +76,30 @@ class _Turbo:
         self._index = index
         self._index.prepare()  # else the first search pays for the layout
 
+    def __len__(self) -> int:
+        return len(self._index)
+
     @classmethod
     def encode(cls, rows: Floats) -> _Turbo:
         from turbovec import TurboQuantIndex
 
-        pad = -rows.shape[1] % _MULTIPLE
-        index = TurboQuantIndex(rows.shape[1] + pad, _BITS)
-        index.add(np.ascontiguousarray(np.pad(rows, ((0, 0), (0, pad))), dtype=np.float32))
-        return cls(index)
+        made = cls(TurboQuantIndex(rows.shape[1] + -rows.shape[1] % _MULTIPLE, _BITS))
+        made.add(rows)
+        return made
+
+    def add(self, rows: Floats) -> None:
+        pad = self._index.dim - rows.shape[1]
+        self._index.add(np.ascontiguousarray(np.pad(rows, ((0, 0), (0, pad))), dtype=np.float32))
+        self._index.prepare()
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> _Turbo:
+    def from_bytes(cls, data: bytes, count: int) -> _Turbo:
         from turbovec import TurboQuantIndex
 
-        return cls(TurboQuantIndex.from_bytes(data))
+        index = TurboQuantIndex.from_bytes(data)
+        while len(index) > count:  # they had grown when they were written down
+            index.swap_remove(len(index) - 1)
+        return cls(index)
 
     def to_bytes(self) -> bytes:
         return bytes(self._index.to_bytes())
@@ -99,6 +122,8 @@ class _Lifted:
     ----------
     centre : array of shape (d,)
         The mean.
+    middle : float
+        The mean of half the squared norms.
     scale : float
         What the added number is divided by in the vectors, and what stands in its place in a query.
     codes : _Turbo
@@ -106,27 +131,33 @@ class _Lifted:
 
     mark: Final = b"l2\0\0"
 
-    def __init__(self, centre: Floats, scale: float, codes: _Turbo) -> None:
-        self._centre, self._scale, self._codes = centre, scale, codes
+    def __init__(self, centre: Floats, middle: float, scale: float, codes: _Turbo) -> None:
+        self._centre, self._middle, self._scale, self._codes = centre, middle, scale, codes
+
+    def __len__(self) -> int:
+        return len(self._codes)
 
     @classmethod
     def encode(cls, rows: Floats) -> _Lifted:
         centre = rows.mean(axis=0, dtype=np.float64).astype(np.float32)
-        moved = rows - centre
-        halves = np.einsum("ij,ij->i", moved, moved, dtype=np.float64) / 2
-        halves -= halves.mean()
+        halves = _halves(rows - centre)
+        middle = float(halves.mean())
         # The error grows with the norms of both sides: this makes their product least where both are about as long.
-        scale = float(np.sqrt(np.sqrt(np.mean(halves**2)))) or 1.0
-        return cls(centre, scale, _Turbo.encode(np.column_stack([moved, -halves / scale]).astype(np.float32)))
+        scale = float(np.sqrt(np.sqrt(np.mean((halves - middle) ** 2)))) or 1.0
+        return cls(centre, middle, scale, _Turbo.encode(_lifted(rows - centre, middle, scale)))
+
+    def add(self, rows: Floats) -> None:
+        self._codes.add(_lifted(rows - self._centre, self._middle, self._scale))
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> _Lifted:
-        size = 4 * int.from_bytes(data[4:8], "little")
-        centre, rest = np.frombuffer(data[8 : 8 + size], dtype="<f4"), data[8 + size :]
-        return cls(centre[1:], float(centre[0]), _Turbo.from_bytes(rest))
+    def from_bytes(cls, data: bytes, count: int) -> _Lifted:
+        size = 8 * int.from_bytes(data[4:8], "little")
+        numbers, rest = np.frombuffer(data[8 : 8 + size], dtype="<f8"), data[8 + size :]
+        middle, scale = map(float, numbers[:2])
+        return cls(numbers[2:].astype(np.float32), middle, scale, _Turbo.from_bytes(rest, count))
 
     def to_bytes(self) -> bytes:
-        numbers = np.concatenate([[self._scale], self._centre]).astype("<f4")
+        numbers = np.concatenate([[self._middle, self._scale], self._centre]).astype("<f8")
         return self.mark + len(numbers).to_bytes(4, "little") + numbers.tobytes() + self._codes.to_bytes()
 
     def search(self, queries: Floats, k: int) -> Slots:
@@ -134,9 +165,20 @@ class _Lifted:
         return self._codes.search(moved, k)
 
 
-def codes_of(data: bytes) -> Codes:
-    """Return codes that were written down; raises where they can't be had here."""
-    return _Lifted.from_bytes(data) if data.startswith(_Lifted.mark) else _Turbo.from_bytes(data)
+def _halves(moved: Floats) -> Floats:
+    return np.asarray(np.einsum("ij,ij->i", moved, moved, dtype=np.float64) / 2)
+
+
+def _lifted(moved: Floats, middle: float, scale: float) -> Floats:
+    return np.column_stack([moved, (middle - _halves(moved)) / scale]).astype(np.float32)
+
+
+def codes_of(data: bytes, count: int) -> Codes:
+    """Return the first so many codes that were written down; raises where they can't be had here."""
+    made = (_Lifted if data.startswith(_Lifted.mark) else _Turbo).from_bytes(data, count)
+    if len(made) != count:
+        raise ValueError(f"{len(made)} codes where there should be {count}")
+    return made
 
 
 def encoder(measure: Measure) -> Callable[[Floats], Codes] | None:

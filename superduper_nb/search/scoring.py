@@ -101,6 +101,7 @@ class Scorer:
     def _of_codes(self, view: View, near: Slots, query: Floats, n: int, depth: int) -> Hits | None:
         """Return the best of what codes hold to be near; None where most of that is dead."""
         coded = view.segments[-1].stop
+        near = near[near < coded]  # what was added since is not of this moment
         if view.alive is not None:
             near = near[view.alive[near]]
         if len(near) < min(coded, max(n, depth // 2)):

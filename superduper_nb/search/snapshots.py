@@ -206,7 +206,8 @@ def _sections(file: BinaryIO, footer: Mapping[str, Any], options: Options) -> tu
         _ids_of_bytes(footer["ids"], ids, options),
         count,
         tuple(
-            Segment(start, stop, codes_of(data)) for (start, stop), data in zip(footer["segments"], codes, strict=True)
+            Segment(start, stop, codes_of(data, stop - start))
+            for (start, stop), data in zip(footer["segments"], codes, strict=True)
         ),
         footer["depth"],
         filed=count,

@@ -6,15 +6,16 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, cast
 
+import bson
 from bson import Timestamp
+from bson.raw_bson import RawBSONDocument
 from pymongo import ReadPreference
 from pymongo.change_stream import ChangeStream
 from pymongo.collection import Collection
 from pymongo.errors import OperationFailure
 from pymongo.read_concern import ReadConcern
 
-from superduper_nb.documents.paths import BASE, get_path, output_path, token_path
-from superduper_nb.search.stream import PIPELINE
+from superduper_nb.documents.paths import BASE, output_path, token_path
 
 __all__ = ["BATCH", "Source", "is_private"]
 
@@ -23,6 +24,17 @@ _AWAIT_MS: Final = 25
 _NO_HISTORY: Final = frozenset({72, 239, 246})
 """InvalidOptions (before MongoDB 5), SnapshotTooOld, SnapshotUnavailable."""
 _PRIVATE: Final = ("_outputs.", "_sddb.")
+_NAMES: Final = {"$map": {"input": {"$objectToArray": "$updateDescription.updatedFields"}, "in": "$$this.k"}}
+_PIPELINE: Final[list[dict[str, Any]]] = [
+    {
+        "$project": {  # as little as will do: each event is decoded with the interpreter held
+            "operationType": 1,
+            "id": "$documentKey._id",
+            "updated": {"$cond": ["$updateDescription", _NAMES, "$$REMOVE"]},
+            "removed": "$updateDescription.removedFields",
+        }
+    }
+]
 
 
 class Source:
@@ -53,6 +65,7 @@ class Source:
         self._database = collection.database.with_options(codec_options=collection.codec_options)
         self._key, self._token, self._filter = key, token_path(model, key), dict(filter)
         self.codec_options, self.version, self.path = collection.codec_options, version, output_path(key, model)
+        self._raw = collection.codec_options.with_options(document_class=RawBSONDocument)
 
     # --- now -------------------------------------------------------------------------------------------------------
 
@@ -67,7 +80,7 @@ class Source:
 
     def batches(self) -> Iterator[bytes]:
         """Yield all documents of the index, with their outputs, as BSON one behind the other."""
-        query = self._with_filter({f"{self._token}.v": self.version, f"{self._token}.error": {"$exists": False}})
+        query = self._current({})
         # The bytes of many documents at a time: what it yields is not what its annotation says.
         found = cast("Iterator[bytes]", self._collection.find_raw_batches(query, {self.path: 1}, batch_size=BATCH))
         with ThreadPoolExecutor(1, "index load") as pool:
@@ -81,6 +94,12 @@ class Source:
         query = self._with_filter({f"{self._token}.v": {"$lt": self.version}})
         return self._collection.find_one(query, {"_id": 1}) is not None
 
+    def _current(self, query: dict[str, Any]) -> dict[str, Any]:
+        """Return the filter for those of some documents that belong to the index."""
+        return self._with_filter(
+            {**query, f"{self._token}.v": self.version, f"{self._token}.error": {"$exists": False}}
+        )
+
     def _with_filter(self, query: dict[str, Any]) -> dict[str, Any]:
         return {"$and": [query, self._filter]} if self._filter else query
 
@@ -89,7 +108,7 @@ class Source:
     def watch(self, resume: Mapping[str, Any] | None, begin: Timestamp | None) -> ChangeStream[dict[str, Any]]:
         """Open a stream of changes, behind a token or from a time."""
         return self._collection.watch(
-            PIPELINE, resume_after=resume, start_at_operation_time=begin, max_await_time_ms=_AWAIT_MS
+            _PIPELINE, resume_after=resume, start_at_operation_time=begin, max_await_time_ms=_AWAIT_MS
         )
 
     def is_content(self, name: str) -> bool:
@@ -99,30 +118,26 @@ class Source:
         key = f"{self._key}."
         return bool(self._filter) or self._key == BASE or name.startswith(key) or key.startswith(name)
 
-    def as_of(self, at: Timestamp, ids: list[Any]) -> list[dict[str, Any]]:
-        """Read documents that match the filter as they were at a time; as they are now, where that is forgotten."""
-        query, fields = self._with_filter({"_id": {"$in": ids}}), {self.path: 1, self._token: 1}
-        asked = {"find": self._collection.name, "filter": query, "projection": fields, "batchSize": len(ids) + 1}
+    def as_of(self, at: Timestamp, ids: list[Any]) -> bytes:
+        """Read those of some documents that belong to the index as they were at a time; BSON as in `batches`."""
+        return b"".join(found.raw for found in self._read(at, self._current({"_id": {"$in": ids}}), self.path))
+
+    def newer(self, at: Timestamp, ids: list[Any]) -> list[Any]:
+        """Return those of some identifiers whose documents a newer version had computed at a time."""
+        query = self._with_filter({"_id": {"$in": ids}, f"{self._token}.v": {"$gt": self.version}})
+        found = self._read(at, query, "_id")
+        return [bson.decode(document.raw, self.codec_options)["_id"] for document in found]
+
+    def _read(self, at: Timestamp, query: dict[str, Any], field: str) -> list[RawBSONDocument]:
+        """Find documents as they were at a time; as they are now, where that is forgotten."""
+        asked = {"find": self._collection.name, "filter": query, "projection": {field: 1}, "batchSize": BATCH + 1}
         concern = {"level": "snapshot", "atClusterTime": at}
         try:
-            return list(self._database.cursor_command(asked, readConcern=concern, codec_options=self.codec_options))
+            return list(self._database.cursor_command(asked, readConcern=concern, codec_options=self._raw))
         except OperationFailure as error:
             if error.code not in _NO_HISTORY:
                 raise
-            return list(self._collection.find(query, fields))
-
-    def output(self, document: Mapping[str, Any]) -> Any:
-        """Return the output in a document."""
-        return get_path(document, self.path, None)
-
-    def is_current(self, document: Mapping[str, Any]) -> bool:
-        """Say whether the output in a document is of this version."""
-        return self.version_of(document) == self.version and get_path(document, f"{self._token}.error", None) is None
-
-    def version_of(self, document: Mapping[str, Any]) -> int:
-        """Return which version computed the output in a document; 0 if none."""
-        version = get_path(document, f"{self._token}.v", None)
-        return version if isinstance(version, int) else 0
+            return list(self._collection.with_options(codec_options=self._raw).find(query, {field: 1}))
 
 
 def is_private(name: str) -> bool:

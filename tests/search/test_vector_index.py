@@ -11,11 +11,14 @@ import numpy as np
 import psutil
 import pytest
 from bson import ObjectId
+from bson.codec_options import CodecOptions
 
 from superduper_nb.search import coding, scan
 from superduper_nb.search.index import VectorIndex
 from superduper_nb.search.measures import Measure
 from superduper_nb.search.options import IndexOptions
+from superduper_nb.search.scoring import Scorer
+from superduper_nb.search.snapshots import Snapshot, read_snapshot, write_snapshot
 
 pytest.importorskip("turbovec")
 
@@ -141,6 +144,33 @@ def test_segments_are_merged_and_follow_a_move(coded: Any) -> None:
     index.settle()
     assert index._rows.count == len(index) == 14_000
     assert recall(index, rows(30, seed=5)) >= 0.99
+
+
+@pytest.mark.parametrize("measure", ["cosine", "dot", "l2"])
+def test_codes_grow_in_place_and_what_was_seen_before_stays(coded: Any, measure: str, tmp_path: Path) -> None:
+    vectors = rows(8400)
+    index = coded(measure, vectors[:6000])
+    before = index.view()
+    assert before is not None
+    index.put(list(range(6000, 7200)), vectors[6000:7200])
+    index.settle()
+    after = index.view()
+    assert after is not None
+    assert after.segments[-1].codes is before.segments[-1].codes
+    assert recall(index, vectors[6000:6030]) >= 0.99
+    scorer = Scorer(Measure(measure), IndexOptions())
+    seen = [scorer.nearest(before, query, 10, exact=False) for query in vectors[6000:6030]]
+    assert {hits.kind for hits in seen} == {"scan"}
+    assert max(id for hits in seen for id in hits.ids) < 6000
+
+    write_snapshot(tmp_path / "one", Snapshot({}, "", {}, [], before.rows), before, CodecOptions())
+    again = VectorIndex(Measure(measure), rows=read_snapshot(tmp_path / "one", {}, CodecOptions()).rows)
+    again.put(list(range(7200, 8400)), vectors[7200:])
+    again.settle()
+    restored = again.view()
+    assert restored is not None
+    assert [segment.stop for segment in restored.segments] == [7200]
+    assert recall(again, vectors[7200:7230]) >= 0.99
 
 
 @pytest.mark.parametrize("kind", ["exact", "scan"])
