@@ -231,7 +231,7 @@ def sizes(live: Live) -> dict[str, float]:
     found = {"server": server.memory_info().rss / 2**20}
     for child in server.children(recursive=True):
         line, size = " ".join(child.cmdline()), child.memory_info().rss / 2**20
-        name = "scheduler" if "dask_host" in line else "worker" if "multiprocessing.spawn" in line else ""
+        name = "scheduler" if "dask_host" in line else "worker" if "multiprocessing.forkserver" in line else ""
         if name:
             found[name] = max(found.get(name, 0.0), size)
     return found

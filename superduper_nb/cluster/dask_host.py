@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -24,7 +25,7 @@ READING_AND_WRITING: Final = 2
 """Threads that a worker has beyond those that compute: one reads or writes a chunk, one is free for a short job."""
 
 _IDLE_S: Final = 30
-"""A worker that a growing pool has no work for any more is kept so long: the next one would have to import torch."""
+"""A worker that a growing pool has no work for any more is kept so long: the next one would load models anew."""
 
 
 def settings() -> dict[str, Any]:
@@ -60,6 +61,20 @@ def worker_environment(threads: int) -> dict[str, str]:
     return {**dict.fromkeys(names, str(threads)), **malloc, "DASK_LOGGING__DISTRIBUTED": "warning"}
 
 
+def _prepare_forks() -> None:
+    """Have workers forked from one process that has imported what all of them need: a lost one is replaced at once.
+
+    Under Linux only: elsewhere a fork after the import of torch is not safe.
+    """
+    if sys.platform != "linux":
+        return
+    import distributed.utils
+
+    dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"})
+    distributed.utils._forkserver_preload_set = True  # else Dask imports pandas, here too
+    multiprocessing.set_forkserver_preload(["distributed", "torch", "superduper_nb.jobs.tasks"])
+
+
 async def _serve(options: dict[str, Any], answer: TextIO) -> None:
     environment = worker_environment(options["threads"])
     scratch = tempfile.mkdtemp(prefix="superduper-workers-")
@@ -68,6 +83,8 @@ async def _serve(options: dict[str, Any], answer: TextIO) -> None:
     from distributed import LocalCluster  # its import sets logging up as the settings say
     from distributed.security import Security
     from distributed.system import MEMORY_LIMIT
+
+    _prepare_forks()
 
     security = Security.temporary()
     async with LocalCluster(

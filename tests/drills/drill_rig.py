@@ -94,10 +94,7 @@ class Server:
     def workers(self) -> list[int]:
         """Return the processes that compute."""
         host = self.dask_host()
-        below: list[psutil.Process] = []
-        with suppress(psutil.NoSuchProcess):
-            below = psutil.Process(host).children(recursive=True) if host else []
-        return [p.pid for p in below if "multiprocessing.spawn" in command_line(p)]
+        return workers_below(host) if host else []
 
     def close(self) -> None:
         family = self.family()
@@ -106,6 +103,16 @@ class Server:
         for left in psutil.wait_procs(family, timeout=20)[1]:
             left.kill()
         self.process.wait()
+
+
+def workers_below(host: int) -> list[int]:
+    """Return the processes that compute: those that are forked below the process of the scheduler."""
+    found: list[int] = []
+    with suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(host).children():
+            if "multiprocessing.forkserver" in command_line(child):
+                found += [worker.pid for worker in child.children() if command_line(worker)]
+    return found
 
 
 def command_line(process: psutil.Process) -> str:

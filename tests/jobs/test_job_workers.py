@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 from bson import ObjectId
@@ -24,7 +25,7 @@ from pymongo import MongoClient
 from superduper_nb.cluster.dask import DaskPool
 from superduper_nb.cluster.mongod import Mongod, connect_options
 from superduper_nb.jobs.dispatcher import Dispatcher
-from tests.drills.drill_rig import Server, command_line
+from tests.drills.drill_rig import Server, workers_below
 from tests.waiting import until
 
 Start = Callable[..., Dispatcher]
@@ -69,11 +70,8 @@ def seeded() -> random.Random:
 
 
 def worker_pids(pool: DaskPool) -> list[int]:
-    """Return the worker processes: below the host's nannies, without the helpers of multiprocessing."""
     assert pool._process is not None
-    return [
-        process.pid for process in descendants(pool._process.pid) if "multiprocessing.spawn" in command_line(process)
-    ]
+    return workers_below(pool._process.pid)
 
 
 def test_workers_compute_and_say_what_was_printed(world: World, pool: DaskPool, dispatch: Start) -> None:
@@ -160,6 +158,16 @@ def test_cancel_stops_in_the_middle_of_a_chunk(world: World, pool: DaskPool, dis
     world.store.cancel(after["m/x"])
 
 
+def test_workers_draw_random_numbers_of_their_own(pool: DaskPool) -> None:
+    def draw() -> tuple[int, float]:
+        time.sleep(0.01)
+        return os.getpid(), np.random.random()
+
+    drawn = [future.result(20) for future in [pool.submit(f"draw-{n}", draw) for n in range(40)]]
+    assert len({pid for pid, _ in drawn}) == 2
+    assert len({number for _, number in drawn}) == 40
+
+
 def test_one_document_that_ends_its_worker_fails_alone(world: World, mortal_pool: DaskPool, dispatch: Start) -> None:
     world.model("m", deadly)
     watcher = world.watcher("m", "x")
@@ -181,7 +189,18 @@ def kill_host(pool: DaskPool) -> None:
     pool._process.kill()
 
 
-@pytest.mark.parametrize("kill", [kill_worker, pytest.param(kill_host, marks=pytest.mark.slow)])
+def kill_what_workers_are_forked_from(pool: DaskPool) -> None:
+    os.kill(psutil.Process(worker_pids(pool)[0]).ppid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    "kill",
+    [
+        kill_worker,
+        pytest.param(kill_what_workers_are_forked_from, marks=pytest.mark.slow),
+        pytest.param(kill_host, marks=pytest.mark.slow),
+    ],
+)
 def test_kill_nine_of_a_part_of_the_pool_loses_nothing(
     world: World, mortal_pool: DaskPool, dispatch: Start, kill: Callable[[DaskPool], None]
 ) -> None:
