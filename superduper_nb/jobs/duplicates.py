@@ -1,23 +1,14 @@
-"""The effect of a ``duplicates`` job: the pairs of documents whose vectors are near each other, stored beside the jobs.
-
-A run is a document with the job's identifier; its pairs are documents beside it, best first. The number of pairs is
-bounded, and runs are deleted as ended jobs are.
-"""
+"""The effect of a ``duplicates`` job: the pairs of documents whose vectors are near each other, beside the jobs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 from typing import Any, Final
 
-from pymongo.collection import Collection
-from pymongo.database import Database
 from toolz import partition_all
 
-from superduper_nb.errors import ModelError, NotFoundError
 from superduper_nb.jobs.outputs import Control, Outcome
-from superduper_nb.jobs.records import KEEP_S
-from superduper_nb.models.loading import Loader
+from superduper_nb.jobs.whole import RunStore, WholeWork
 from superduper_nb.search.blocks import BestPairs
 from superduper_nb.search.reading import measure_of, read_vectors
 
@@ -27,70 +18,43 @@ PAIRS: Final = "_sddb.pairs"
 _BATCH: Final = 10_000
 
 
-class PairStore:
-    """The runs of a database, and their pairs.
+class PairStore(RunStore):
+    """The searches for duplicates of a database: each pair is a document, the best first. Their number is bounded.
 
-    Parameters
-    ----------
-    database : pymongo.database.Database
-        Whose.
+    When a search has ended, its run tells ``pairs`` (how many) and ``least``.
     """
 
-    def __init__(self, database: Database[Any]) -> None:
-        self._pairs: Collection[dict[str, Any]] = database[PAIRS]
+    called, collection = "search for duplicates", PAIRS
 
     def plan(self, job: str, *, min_score: float, limit: int) -> None:
         """Note what a job is to look for."""
-        self._pairs.create_index([("job", 1), ("n", 1)])
-        self._pairs.create_index("created", expireAfterSeconds=KEEP_S)
-        self._pairs.insert_one({"_id": job, "created": datetime.now(UTC), "min_score": min_score, "limit": limit})
-
-    def run(self, job: str) -> dict[str, Any]:
-        """Return what a job is to look for and, when it has ended, ``pairs`` (how many) and ``least``."""
-        run = self._pairs.find_one({"_id": job})
-        if run is None:
-            raise NotFoundError(f"No search for duplicates {job!r}: those that ended are deleted after two weeks.")
-        return run
+        self._plan(job, {"min_score": min_score, "limit": limit})
 
     def write(self, job: str, pairs: Iterator[tuple[Any, Any, float]], *, least: float) -> int:
         """Store what was found, in the place of what an earlier attempt stored."""
-        self._pairs.delete_many({"job": job})
-        created, count = self.run(job)["created"], 0
+        common, count = self._begin(job), 0
         for part in partition_all(_BATCH, enumerate(pairs)):
-            rows = [{"job": job, "n": n, "created": created, "a": a, "b": b, "score": s} for n, (a, b, s) in part]
-            self._pairs.insert_many(rows, ordered=False)
+            rows = [{**common, "n": n, "a": a, "b": b, "score": score} for n, (a, b, score) in part]
+            self._runs.insert_many(rows, ordered=False)
             count += len(rows)
-        self._pairs.update_one({"_id": job}, {"$set": {"pairs": count, "least": least}})
+        self._runs.update_one({"_id": job}, {"$set": {"pairs": count, "least": least}})
         return count
 
     def read(self, job: str) -> Iterator[dict[str, Any]]:
         """Yield the pairs, best first, as ``{"a": _id, "b": _id, "score": …}``."""
-        yield from self._pairs.find({"job": job}, {"_id": 0, "a": 1, "b": 1, "score": 1}).sort("n", 1)
+        yield from self._runs.find({"job": job}, {"_id": 0, "a": 1, "b": 1, "score": 1}).sort("n", 1)
 
 
-class DuplicatesWork:
-    """Finds the pairs of one semantic index.
+class DuplicatesWork(WholeWork):
+    """Finds the pairs of one semantic index."""
 
-    Parameters
-    ----------
-    database : pymongo.database.Database
-        Where everything is.
-    loader : Loader
-        Gives components.
-    job : dict
-        The job's record.
-    """
-
-    def __init__(self, database: Database[Any], loader: Loader, job: dict[str, Any]) -> None:
-        self._database, self._loader, self._job = database, loader, job
+    called = "search for duplicates"
 
     def run(self, ids: Sequence[Any], control: Control | None = None) -> Outcome:
         """Compare all pairs in blocks; store the best, when all is done."""
         control, store = control or Control(), PairStore(self._database)
-        run = store.run(self._job["_id"])
-        collection = self._job["collection"]
-        index = self._loader.store.get("semantic_index", self._job["component"], collection=collection)
-        found, vectors = read_vectors(self._database[collection], self._loader, index)
+        run, index = store.run(self._job["_id"]), self._component("semantic_index")
+        found, vectors = read_vectors(self._database[index.collection], self._loader, index)
         best = BestPairs(vectors, run["min_score"], measure_of(self._loader, index), run["limit"])
         for done in best.look():
             control.tell(done)
@@ -100,7 +64,3 @@ class DuplicatesWork:
         pairs = ((found[a], found[b], score) for a, b, score in zip(first, second, scores, strict=True))
         store.write(self._job["_id"], pairs, least=best.least)
         return Outcome(len(found))
-
-    def condemn(self, id: Any, message: str) -> None:
-        """Say that it ends its worker each time."""
-        raise ModelError(f"The search for duplicates was given up: {message}.")

@@ -24,6 +24,7 @@ from superduper_nb.components.store import plain_database
 from superduper_nb.documents.paths import get_path, token_path
 from superduper_nb.errors import ModelError
 from superduper_nb.jobs.outputs import Control, Outcome
+from superduper_nb.jobs.whole import WholeWork
 from superduper_nb.models.loading import Loader
 from superduper_nb.search.blocks import Rows, best_of, blocked_topk, overtaking
 from superduper_nb.search.ids import id_keys
@@ -70,28 +71,18 @@ class _Document:
     stale: bool
 
 
-class NeighboursWork:
-    """Keeps one neighbourhood.
+class NeighboursWork(WholeWork):
+    """Keeps one neighbourhood."""
 
-    Parameters
-    ----------
-    database : pymongo.database.Database
-        Where everything is.
-    loader : Loader
-        Gives components.
-    job : dict
-        The job's record.
-    """
+    called = "neighbourhood"
 
     def __init__(self, database: Database[Any], loader: Loader, job: dict[str, Any]) -> None:
+        super().__init__(database, loader, job)
         self._documents = plain_database(database)[job["collection"]].with_options(write_concern=_MAJORITY)
-        self._loader, store = loader, loader.store
-        neighbourhood = store.get("neighbourhood", job["component"], collection=job["collection"])
+        neighbourhood = self._component("neighbourhood")
         self._n = int(neighbourhood.definition["n"])
-        self._index = store.get(
-            "semantic_index", neighbourhood.definition["semantic_index"], collection=job["collection"]
-        )
-        own = store.find("measure", self._index.definition["measure"])
+        self._index = self._component("semantic_index", neighbourhood.definition["semantic_index"])
+        own = loader.store.find("measure", self._index.definition["measure"])
         self._version = f"{neighbourhood.version}.{self._index.version}.{own.version if own else 0}"
         self._like, self._note = like_path(neighbourhood.id), note_path(neighbourhood.id)
         self._token = token_path(self._index.definition["models"][0], self._index.definition["keys"][0])
@@ -112,10 +103,6 @@ class NeighboursWork:
                 self._forget(gone)
                 return Outcome(revised)
         raise ModelError("The neighbourhood changed each time it was revised; the next change revises it.")
-
-    def condemn(self, id: Any, message: str) -> None:
-        """Say that it ends its worker each time."""
-        raise ModelError(f"The neighbourhood was given up: {message}.")
 
     # --- reading -------------------------------------------------------------------------------------------------
 

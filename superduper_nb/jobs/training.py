@@ -5,33 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pymongo.database import Database
-
-from superduper_nb.errors import ModelError
 from superduper_nb.jobs.backfill import backfill, dependents
 from superduper_nb.jobs.outputs import Control, Outcome
 from superduper_nb.jobs.records import JobStore
 from superduper_nb.jobs.watchers import Watcher
-from superduper_nb.models.loading import Loader
+from superduper_nb.jobs.whole import WholeWork
 
 __all__ = ["TrainingWork"]
 
 
-class TrainingWork:
-    """Trains the models of one task.
+class TrainingWork(WholeWork):
+    """Trains the models of one task."""
 
-    Parameters
-    ----------
-    database : pymongo.database.Database
-        Where everything is.
-    loader : Loader
-        Gives components.
-    job : dict
-        The job's record.
-    """
-
-    def __init__(self, database: Database[Any], loader: Loader, job: dict[str, Any]) -> None:
-        self._database, self._loader, self._job = database, loader, job
+    called = "training"
 
     def run(self, ids: Sequence[Any], control: Control | None = None) -> Outcome:
         """Train; store the best as new versions of the models."""
@@ -74,10 +60,6 @@ class TrainingWork:
             concerned = [watcher for model in models for watcher in dependents(self._loader.store, model)]
             once = {(watcher.collection, watcher.id): watcher for watcher in concerned}
             backfill(JobStore(self._database), list(once.values()))
-
-    def condemn(self, id: Any, message: str) -> None:
-        """Say that it ends its worker each time."""
-        raise ModelError(f"The training was given up: {message}.")
 
 
 def imputing(collection: str, definition: dict[str, Any]) -> Watcher:
