@@ -8,6 +8,7 @@ to a bound, for the next epoch; where that is everything, whole batches are pick
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,6 +18,7 @@ from itertools import islice
 from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
+import torch
 from toolz import partition_all
 
 from superduper_nb.errors import SuperduperError
@@ -33,6 +35,7 @@ _AHEAD: Final = 4
 _FIRST: Final = 20
 _SKIPPED: Final = object()
 _MISSING: Final = object()
+_NOWHERE: Final = -1
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 Row = tuple[int, int, Any]
@@ -150,6 +153,7 @@ class Samples:
         self._kept: dict[int, list[Any]] = {}
         self._lacking: dict[int, int] = {}
         self._stack: Stack | None = None
+        self._places: list[Any] = []
         self._lock = threading.Lock()
 
     def batches(self, size: int, epoch: int | None = None, start: int = 0) -> Iterator[Batch]:
@@ -157,6 +161,8 @@ class Samples:
         whole = self._whole()
         if whole and self._by_rows:
             self._pile_up()
+        if self._stack is not None:
+            return self._picked(self._stack, size, epoch, start)
         cuts = enumerate(partition_all(size, self._rows(epoch)))
         wanted = ((n, self._part(rows)) for n, rows in islice(cuts, start, None))
         if whole:
@@ -179,17 +185,20 @@ class Samples:
 
     def _rows(self, epoch: int | None) -> Iterator[Row]:
         """Yield what an epoch takes, in its order; without one, by ``_id``."""
+        groups, order = self._plan(epoch)
+        for rows in self._groups(groups):
+            for at in order(len(rows)).tolist():
+                yield rows[at]
+
+    def _plan(self, epoch: int | None) -> tuple[list[list[int]], Callable[[int], Any]]:
+        """Return which blocks are taken together, and what gives the order of so many rows of them."""
         blocks = range(len(self.documents.blocks))
         if epoch is None:
-            for rows in self._groups([[number] for number in blocks]):
-                yield from rows
-            return
+            return [[number] for number in blocks], np.arange
         rng = np.random.default_rng([self._seed, epoch])
         order = rng.permutation(len(blocks)).tolist()
         each = max(1, self.buffer // BLOCK)
-        for rows in self._groups([order[at : at + each] for at in range(0, len(order), each)]):
-            for at in rng.permutation(len(rows)).tolist():
-                yield rows[at]
+        return [order[at : at + each] for at in range(0, len(order), each)], rng.permutation
 
     def _groups(self, groups: list[list[int]]) -> Iterator[list[Row]]:
         """Yield the rows of each group of blocks; the next one is read while one is worked on."""
@@ -209,7 +218,7 @@ class Samples:
     def _complete(self, number: int) -> bool:
         return self._lacking.get(number) == 0
 
-    def _part(self, rows: Sequence[Row]) -> Sequence[Row]:
+    def _part(self, rows: Any) -> Any:
         part, parts = self._share
         return rows[len(rows) * part // parts : len(rows) * (part + 1) // parts]
 
@@ -217,7 +226,7 @@ class Samples:
         samples = [sample for row in rows if (sample := self._sample(*row)) is not _SKIPPED]
         if not samples:
             return Batch(None, 0)
-        return Batch(self._collate(samples) if self._stack is None else self._stack.take(samples), len(samples))
+        return Batch(self._collate(samples), len(samples))
 
     def _sample(self, number: int, at: int, document: Any) -> Any:
         if self._keeps and (kept := self._kept[number][at]) is not _MISSING:
@@ -248,14 +257,26 @@ class Samples:
         """Put all samples into one batch, from which the others are picked; keep only where each is in it."""
         if self._stack is not None:
             return
-        samples = [sample for number in sorted(self._kept) for sample in self._kept[number] if sample is not _SKIPPED]
+        kept = [self._kept[number] for number in range(len(self.documents.blocks))]
+        samples = [sample for block in kept for sample in block if sample is not _SKIPPED]
         self._stack = Stack.of(samples, self._collate)
         if self._stack is None:
             self._by_rows = False
             return
-        places = iter(range(len(samples)))
-        for number in sorted(self._kept):
-            self._kept[number] = [each if each is _SKIPPED else next(places) for each in self._kept[number]]
+        places = itertools.count()
+        self._places = [np.array([_NOWHERE if each is _SKIPPED else next(places) for each in block]) for block in kept]
+        self._kept = {}
+
+    def _picked(self, stack: Stack, size: int, epoch: int | None, start: int) -> Iterator[Batch]:
+        """Yield the batches of an epoch, each picked with one look."""
+        groups, order = self._plan(epoch)
+        together = [np.concatenate([self._places[number] for number in group]) for group in groups]
+        rows = torch.from_numpy(np.concatenate([places[order(len(places))] for places in together]))
+        gaps = bool((rows < 0).any())
+        for at in range(start * size, len(rows), size):
+            wanted = self._part(rows[at : at + size])
+            found = wanted[wanted >= 0] if gaps else wanted
+            yield Batch(stack.take(found), len(found)) if len(found) else Batch(None, 0)
 
 
 def ahead(function: Callable[[_In], _Out], items: Iterable[_In], threads: int, depth: int) -> Iterator[_Out]:

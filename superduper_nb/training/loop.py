@@ -25,6 +25,8 @@ __all__ = ["Loop"]
 _POINTS: Final = 200
 """So many points does the curve of the training loss have, about."""
 _NO_NUMBER: Final = "the loss was"
+_LITTLE_S: Final = 5.0
+"""What takes no longer is done again, rather than kept, should a worker die."""
 
 
 @dataclass(slots=True)
@@ -164,8 +166,12 @@ class Loop:
             self._validate()
         elif place.step % self._every == 0:
             self._note({})
-        if now - self._saved >= training.checkpoint_every_s and place.ended is None:
+        if place.ended is None and self._old(training.checkpoint_every_s):
             self._save()
+
+    def _old(self, seconds: float) -> bool:
+        """Say whether there is no checkpoint of so many seconds, or younger."""
+        return time.monotonic() - self._saved >= seconds
 
     def _note(self, values: Mapping[str, float]) -> None:
         place = self._place
@@ -230,7 +236,7 @@ class Loop:
         if best is not None:
             self._stepper.load(best.weights)
         self._stepper.eval_mode()
-        if place.ended == "":
+        if place.ended == "" and self._old(min(_LITTLE_S, self._training.checkpoint_every_s)):
             self._save()  # a worker that dies between here and the job's end finds the run as good as over
         at, value = (0, math.nan) if best is None else (best.step, best.value)
         return Result(place.step, place.epoch, at, value, self._monitor.name, self._values, place.ended or None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -13,6 +13,9 @@ from superduper_nb.errors import InvalidInputError, did_you_mean
 from superduper_nb.training.options import Training
 
 __all__ = ["optimizer", "scaler", "scheduler", "trained"]
+
+_FUSED: Final = (torch.optim.Adam, torch.optim.AdamW)
+"""These have one kernel for all that a step does: on a small model a quarter of what they take without it."""
 
 
 def trained(modules: Mapping[str, nn.Module], use_grads: Mapping[str, bool]) -> dict[str, nn.Module]:
@@ -52,8 +55,10 @@ def optimizer(module: nn.Module, training: Training) -> Any:
             raise InvalidInputError(f"torch.optim has no optimizer {make!r}.{near}")
         make = known[make.lower()]
     if isinstance(make, type):
-        decay = {} if training.weight_decay is None else {"weight_decay": training.weight_decay}
-        return make(parameters, lr=training.lr, **decay)
+        options: dict[str, Any] = {} if training.weight_decay is None else {"weight_decay": training.weight_decay}
+        if make in _FUSED and all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters):
+            options["fused"] = True
+        return make(parameters, lr=training.lr, **options)
     return make(parameters)
 
 

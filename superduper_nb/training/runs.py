@@ -104,11 +104,9 @@ class RunStore:
         found = asdict(result)
         found["values"] = {_field(name): value for name, value in result.values.items()}
         reasons = [{"why": why, "count": count} for why, count in skipped.items()]
-        self.update(id, **found, ends=dict(ends), skipped=reasons, ended=datetime.now(UTC))
-        record = self.get(id)
-        self.update(id, checkpoint=None)
-        if record:
-            self._drop_checkpoint(record)
+        found |= {"ends": dict(ends), "skipped": reasons, "ended": datetime.now(UTC), "checkpoint": None}
+        if before := self._runs.find_one_and_update({"_id": id}, {"$set": found}):
+            self._drop_checkpoint(before)
 
     def forget(self, kind: str, collection: str, task: str) -> None:
         """Delete the runs of a task."""

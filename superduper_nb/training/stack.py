@@ -35,9 +35,9 @@ class Stack:
         whole = collate(samples)
         return cls(whole) if all(_has_rows(leaf, len(samples)) for leaf in _leaves(whole)) else None
 
-    def take(self, rows: list[int]) -> Any:
+    def take(self, rows: torch.Tensor) -> Any:
         """Return the batch of some rows: a copy, that a model may write on."""
-        return _picked(self._whole, torch.tensor(rows))
+        return _picked(self._whole, rows)
 
 
 def _kind(sample: Any) -> Any:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from inspect import isgenerator
 from typing import Any
 
-import numpy as np
 import torch
 
 from superduper_nb.errors import ModelError
@@ -70,8 +70,9 @@ class Stepper:
         """Update the weights once by the mean gradient of these batches; return the loss."""
         if not self._learning:
             self._train_mode()
-        for optimizer in self.optimizers.values():
-            optimizer.zero_grad(set_to_none=True)
+        for parameters in self._parameters.values():
+            for parameter in parameters:
+                parameter.grad = None
         total = 0.0
         rows = sum(sum(sizes) for _, sizes in step)
         for batch, sizes in step:
@@ -84,9 +85,9 @@ class Stepper:
                 continue
             loss, value = self._checked(loss)
             total += weight * value
-            if np.isfinite(value):
-                self._scaler.scale(loss * weight).backward()
-        if not np.isfinite(total):
+            if math.isfinite(value):
+                self._scaler.scale(loss if weight == 1 else loss * weight).backward()
+        if not math.isfinite(total):
             return total
         if any(p.grad is not None for name in self.trained for p in self._parameters[name]):
             self._apply(list(self.trained))
@@ -107,7 +108,7 @@ class Stepper:
                 raise ModelError(f"step() yielded {model!r}; what is trained: {', '.join(self.trained)}.")
             loss, value = self._checked(loss)
             total += value
-            if not np.isfinite(value):
+            if not math.isfinite(value):
                 return total
             self.optimizers[model].zero_grad(set_to_none=True)
             self._scaler.scale(loss).backward()
@@ -121,9 +122,9 @@ class Stepper:
             raise ModelError(f"The loss must be a tensor of one number; it was {what}.")
         loss = loss.reshape(())
         if self.group.gathered:
-            return loss, float(loss.detach())
+            return loss, loss.item()
         loss = loss * self.group.share
-        return loss, self.group.sum(float(loss.detach()))
+        return loss, self.group.sum(loss.item())
 
     def _apply(self, models: Sequence[str]) -> None:
         parameters = [p for name in models for p in self._parameters[name]]
