@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from toolz import merge_with
+
 from superduper_nb.client.jobs import Jobs
 from superduper_nb.components import Component
 from superduper_nb.components.store import Kind
@@ -182,7 +184,9 @@ def train(workspace: Workspace, task: Component, *, again: bool = False) -> Jobs
         return Jobs(workspace, {})
     folds = workspace.store.database[task.collection]
     count = folds.count_documents({"$and": [{"_fold": "train"}, task.definition["filter"]]})
-    job = NewJob("training", f"train {task.id}", task.collection, task.id, {"ids": ["run"]}, training.steps(count))
+    needs = merge_with(max, *(model.definition.get("resources", {}) for model in starts.values()))
+    work = {"ids": ["run"], "resources": needs}
+    job = NewJob("training", f"train {task.id}", task.collection, task.id, work, training.steps(count))
     runs.plan(job.id, task, {model: component.version for model, component in starts.items()})
     workspace.jobs.create([job])
     after = _affected(workspace, task, [model for model in starts if training.use_grads.get(model, True)])

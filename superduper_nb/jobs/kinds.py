@@ -80,9 +80,9 @@ def work_of(database: Database[Any], loader: Loader, job: Record, policy: Downlo
 
 
 def resources_of(store: ComponentStore, job: Record) -> dict[str, float]:
-    """Return what a worker must have to carry out a job: what the model that it applies was registered with."""
+    """Return what a worker must have to carry out a job: what the models that it works with were registered with."""
     if job["kind"] != "outputs":
-        return {}
+        return dict(job["work"].get("resources", {}))
     try:
         watcher = store.get("watcher", job["component"], collection=job["collection"])
         return dict(store.get("model", watcher.definition["model"]).definition.get("resources", {}))

@@ -51,12 +51,18 @@ class DaskRanks:
         The training's.
     processes : int
         How many there are to be, the first one counted.
+    resources : mapping of str to float
+        What their workers must have. The first one alone has Dask count it: two trainings that each wait for what the
+        other one holds would wait for ever.
     stopped : callable
         Says whether somebody has stopped the training.
     """
 
-    def __init__(self, database: str, run: str, processes: int, stopped: Callable[[], bool]) -> None:
+    def __init__(
+        self, database: str, run: str, processes: int, resources: Mapping[str, float], stopped: Callable[[], bool]
+    ) -> None:
         self._database, self._run, self._processes, self._stopped = database, run, processes, stopped
+        self._resources = dict(resources)
         self._client, self._own = get_client(), get_worker().address
         self._futures: dict[str, Any] = {}
         self.host = _host(self._own)
@@ -84,16 +90,20 @@ class DaskRanks:
         until, wanted = time.monotonic() + _WORKERS_S, self._processes - 1
         while len(known := self._known()) < wanted and not self._stopped():
             if time.monotonic() > until:
+                having = "".join(f" with {name}={amount:g}" for name, amount in self._resources.items())
                 raise InvalidInputError(
-                    f"processes={self._processes}: each takes a Dask worker, and there are {len(known) + 1} of them. "
-                    "Set jobs.workers, or ask for fewer."
+                    f"processes={self._processes}: each takes a Dask worker{having}, and there are {len(known) + 1} of "
+                    "them. Set jobs.workers, or ask for fewer."
                 )
             time.sleep(_LOOK_S)
         busy = self._client.processing()
         return sorted(known, key=lambda worker: (len(busy.get(worker, ())), worker))[:wanted]
 
     def _known(self) -> set[str]:
-        return set(self._client.scheduler_info(n_workers=-1)["workers"]) - {self._own}
+        """Return the other workers that have the resources."""
+        workers = self._client.scheduler_info(n_workers=-1)["workers"].items()
+        having = {address for address, about in workers if _has(about.get("resources") or {}, self._resources)}
+        return having - {self._own}
 
     def look(self, *, failed: bool = False) -> None:
         """Raise why, where one of them is lost; `failed`: a connection to one broke."""
@@ -117,6 +127,10 @@ class DaskRanks:
     def end(self) -> None:
         """Forget them."""
         self._client.cancel(list(self._futures.values()), force=True)
+
+
+def _has(offered: Mapping[str, float], wanted: Mapping[str, float]) -> bool:
+    return all(offered.get(name, 0) >= amount for name, amount in wanted.items())
 
 
 def _why(worker: str, error: BaseException) -> Exception:

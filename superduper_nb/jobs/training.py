@@ -26,7 +26,8 @@ class TrainingWork(WholeWork):
 
         control = control or Control()
         run = Run(self._database, self._loader, self._job["_id"])
-        jobs, others = JobStore(self._database), self._others(run.training.processes, control)
+        jobs = JobStore(self._database)
+        others = self._others(run.training.processes, jobs.get(self._job["_id"]), control)
         trained = run.train(control, lambda text, curves: jobs.note(self._job["_id"], text, curves), others)
         state = jobs.get(self._job["_id"])["state"]
         if control.stopped() and state != "cancelled":
@@ -42,13 +43,16 @@ class TrainingWork(WholeWork):
             failures.insert(0, {"_id": None, "error": f"Stopped: {result.stopped}; step {result.best_step} is kept."})
         return Outcome(result.step, tuple(failures), more=len(skipped) - len(skipped.first))
 
-    def _others(self, processes: int, control: Control) -> Any:
+    def _others(self, processes: int, job: dict[str, Any], control: Control) -> Any:
         """Return the processes that train with this one, where there is a Dask cluster to have them."""
         if processes == 1:
             return None
         from superduper_nb.jobs.ranks import DaskRanks, in_worker
 
-        return DaskRanks(self._database.name, self._job["_id"], processes, control.stopped) if in_worker() else None
+        if not in_worker():
+            return None
+        resources = job["work"].get("resources", {})
+        return DaskRanks(self._database.name, job["_id"], processes, resources, control.stopped)
 
     def _follow(self, run: Any, models: list[str], *, cancelled: bool) -> None:
         """Register the watcher of an imputation; where the job's own children will not run, record others."""

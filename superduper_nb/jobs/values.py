@@ -39,7 +39,8 @@ class NewJob:
     name : str
         What users see; a watcher's identifier, say.
     work : dict
-        ``{"ids": [...]}``, ``{"batch": id, "chunks": n}`` or ``{"filter": Extended JSON}``.
+        ``{"ids": [...]}``, ``{"batch": id, "chunks": n}`` or ``{"filter": Extended JSON}``; of a training with the
+        ``resources`` that its workers must have.
     total : int or None
         Documents, where known.
     parents : tuple of str

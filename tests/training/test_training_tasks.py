@@ -183,9 +183,7 @@ def test_bad_data_is_told_in_a_line(digits: Docs) -> None:
         ({"_id": -1}, "nothing to learn from"),
         ({"label": "two"}, "'label' is 'two' in every document"),
     ]:
-        jobs = sd.Collection.create_imputation(
-            digits, "digit", "net", "img", None, "label", loss="cross_entropy", filter=filter
-        )
+        jobs = digits.create_imputation("digit", "net", "img", None, "label", loss="cross_entropy", filter=filter)
         assert "\n" not in (jobs["train digit"].error or "")
         with pytest.raises(JobFailedError, match=said):
             jobs["train digit"].wait()
@@ -198,7 +196,6 @@ def test_bad_data_is_told_in_a_line(digits: Docs) -> None:
 
 def test_what_cannot_be_learnt_from_is_skipped_and_counted(digits: Docs) -> None:
     unseen = {"_id": "unseen", "img": pixels(np.zeros(64)), "label": "eleven", "_fold": "valid"}
-    short = {"_id": "short", "img": pixels(np.zeros(3)), "label": "one", "_fold": "train"}
     pending = {"_id": "away", "img": {"_content": {"url": "https://x.test/a", "type": "array"}}, "label": "one"}
     digits.insert_many([unseen, {**pending, "_fold": "train"}])
     jobs = impute(digits, sd.Training(max_steps=30))
@@ -208,24 +205,13 @@ def test_what_cannot_be_learnt_from_is_skipped_and_counted(digits: Docs) -> None
     assert failures["count"] == 2
     assert any("'eleven' is in no document" in each["error"] for each in failures["first"])
     assert digits.imputations["digit"].runs["skipped"].tolist() == [2]
-    del short
 
 
 def test_a_loss_that_becomes_nan_stops_it_and_keeps_the_best(digits: Docs) -> None:
     digits.create_loss("sometimes", nan_after(40))
-    jobs = (
-        digits.create_imputation(
-            "digit",
-            "net",
-            "img",
-            "number",
-            "label",
-            loss="sometimes",
-            training=sd.Training(max_steps=60, validate_every=10),
-        )
-        if digits.create_function("number", DIGITS.index) is not None
-        else {}
-    )
+    digits.create_function("number", DIGITS.index)
+    how = sd.Training(max_steps=60, validate_every=10)
+    jobs = digits.create_imputation("digit", "net", "img", "number", "label", loss="sometimes", training=how)
     (stopped,) = jobs["train digit"].failures["first"]
     assert "the loss was nan at step" in stopped["error"]
     run = digits.imputations["digit"].runs.iloc[0]
@@ -429,7 +415,7 @@ def test_one_tower_and_a_splitter(docs: Docs) -> None:
             raise ValueError("I don't like this one")
         return {"name": document["tags"]}, document
 
-    docs.create_splitter("by tags".replace(" ", "_"), split)
+    docs.create_splitter("by_tags", split)
     docs.create_model("tower", bag(0), type="vector")
     with pytest.raises(InvalidInputError, match="two sides"):
         docs.create_semantic_index("meaning", ["tower"], ["name"], loss="info_nce")

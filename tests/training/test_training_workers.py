@@ -5,45 +5,31 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
+import psutil
 import pytest
 import torch
-from pymongo import MongoClient
 from training_models import net
+from training_workers import PLAIN, Docs, ended, trained, working
 
 import superduper_nb as sd
 from superduper_nb.cluster.dask import DaskPool
-from superduper_nb.jobs.dispatcher import Dispatcher
+from superduper_nb.training.groups import TorchGroup
+from superduper_nb.training.parallel import _opened_store
 from superduper_nb.widgets.jobs import jobs_text, snapshot
 from tests.waiting import until
 
-Docs = sd.Collection[dict[str, Any]]
-LONG = {"epochs": 12, "batch_size": 32, "lr": 1e-2, "checkpoint_every_s": 0}
-PLAIN = {"max_steps": 15, "batch_size": 33, "optimizer": "SGD", "lr": 0.1, "clip_norm": 1.0, "validate_every": 5}
-
-
-class Squares(sd.Trainer):
-    """Knows of no other process."""
-
-    def step(self, batch: Any) -> Any:
-        return (self.sides[0].output(batch[0]) ** 2).mean()
+LONG: dict[str, Any] = {"epochs": 12, "batch_size": 32, "lr": 1e-2, "checkpoint_every_s": 0}
 
 
 @pytest.fixture(scope="module")
 def pool(mongo_uri: str) -> Iterator[DaskPool]:
     """Two workers, and who gives them jobs."""
     made = DaskPool(workers=2, environment={"SUPERDUPER_MONGODB__URI": mongo_uri})
-    client: MongoClient[dict[str, Any]] = MongoClient(mongo_uri, w="majority")
-    dispatcher = Dispatcher(client, made)
-    try:
-        made.start()
-        dispatcher.start()
+    with working(made, mongo_uri):
         yield made
-    finally:
-        dispatcher.close()
-        made.close()
-        client.close()
 
 
 @pytest.fixture
@@ -51,24 +37,6 @@ def queue(digits: Docs, pool: DaskPool, monkeypatch: pytest.MonkeyPatch) -> Docs
     """Have jobs left to the workers."""
     monkeypatch.setattr(digits._workspace.services, "notify", lambda database, jobs: None)
     return digits
-
-
-def trained(docs: Docs, how: sd.Training, trainer: bool = False, **options: Any) -> sd.Job:
-    """Queue a training of a fresh net."""
-    if "digit" in (kind := docs.learning_tasks if trainer else docs.imputations):
-        kind.delete("digit", force=True)
-        docs.models.delete("net", force=True)
-    docs.create_model("net", net(**options))
-    if trainer:
-        docs.create_trainer("plain", Squares)
-        return docs.create_learning_task("digit", "plain", ["net"], ["img"], training=how)["train digit"]
-    jobs = docs.create_imputation("digit", "net", "img", None, "label", loss="cross_entropy", training=how)
-    return jobs["train digit"]
-
-
-def ended(job: sd.Job) -> str:
-    until(lambda: job.status not in ("pending", "running"))
-    return job.status
 
 
 @pytest.mark.parametrize("own_trainer", [False, True])
@@ -124,6 +92,29 @@ def test_a_killed_worker_costs_time_only(queue: Docs, pool: DaskPool, leader: bo
     found = queue.models["net"].state_dict()
     assert all(torch.equal(found[name], unbroken[name]) for name in unbroken)
     assert queue.imputations["digit"].history.drop(columns="time").equals(history)
+
+
+def test_a_training_that_asks_for_what_no_worker_has_fails_with_the_reason(queue: Docs) -> None:
+    job = trained(queue, sd.Training(epochs=1), resources={"GPU": 1})
+    assert ended(job) == "failed"
+    assert "It asks for workers with GPU=1; those of our own pool have none." in str(job.error)
+
+
+def test_processes_on_one_machine_cannot_be_reached_from_others() -> None:
+    """What they say to each other is neither encrypted nor authenticated."""
+    before = listening()
+    store, _ = _opened_store("127.0.0.1")
+    how: dict[str, Any] = {"width": 1, "look": lambda **_: None, "aside": nullcontext}
+    group = TorchGroup(store, 0, 1, torch.device("cpu"), "127.0.0.1", **how)
+    opened = listening() - before
+    assert len(opened) == 2  # the store's and Gloo's
+    assert {address for address, _ in opened} == {"127.0.0.1"}
+    group.leave()
+
+
+def listening() -> set[Any]:
+    found = psutil.Process().net_connections(kind="inet")
+    return {(each.laddr.ip, each.laddr.port) for each in found if each.status == psutil.CONN_LISTEN}
 
 
 @pytest.mark.drill
