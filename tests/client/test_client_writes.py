@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import pytest
@@ -218,6 +219,17 @@ def test_what_was_written_before_an_error_is_computed(docs: sd.Collection[Any], 
         docs.insert_one({"_id": 0, "text": "again"})
     assert outputs(stored) == expected(stored) == {0: 1, 1: 2, 2: 3, 3: 4, 4: 5}
     assert {job.status for job in docs.jobs} == {"succeeded"}
+
+
+def test_garbage_is_collected_while_models_run_and_after_an_insert_that_fails(client: Any, database: Any) -> None:
+    """While thousands of documents are inserted it is not."""
+    docs = client[database.name]["many"]
+    docs.create_model("collected", lambda x: gc.isenabled())
+    docs.create_watcher("collected", "x")
+    with pytest.raises(BulkWriteError):
+        docs.insert_many([{"_id": i, "x": i} for i in (*range(1000), 0)])
+    assert gc.isenabled()
+    assert docs.count_documents({"_outputs.x.collected": True}) == 1000
 
 
 @pytest.mark.parametrize("cls", [dict, SON, lambda d: RawBSONDocument(__import__("bson").encode(d))])
