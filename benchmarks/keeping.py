@@ -100,16 +100,25 @@ def inserts(uri: str, vectors: np.ndarray) -> None:
         say("insert_one", insert, "ms", "yardstick")
         say("insert_one, until a search has seen it", took, "ms", f"{took - insert:+.1f} ms")
         idle, _ = searches(engine, queries, SECONDS / 2)
+        elsewhere = client["bench"]["elsewhere"]
+        elsewhere.create_index([("text", "text")])
+        elsewhere.create_index("p")
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             pool.apply(abs, (1,))  # it is up
-            written = pool.apply_async(keep_inserting, (uri, vectors.shape[1]))
+            written = pool.apply_async(keep_inserting, (uri, vectors.shape[1], elsewhere.name))
+            left, _ = searches(engine, queries, SECONDS)
+            written.get()
+            elsewhere.drop()
+            written = pool.apply_async(keep_inserting, (uri, vectors.shape[1], docs.name))
             busy, slowest = searches(engine, queries, SECONDS)
             count, seconds = written.get()
             begin, size = time.perf_counter(), docs.count_documents({})
             settled(lambda: engine.describe("bench", "docs", "near"), size, pause=0.02)
             behind = time.perf_counter() - begin
         say("searches, idle, one thread", idle, "/s", "yardstick")
-        say(f"searches beside {count / seconds:,.0f} inserts a second", busy, "/s", f"{busy / idle:.2f} of idle")
+        say("  beside as many inserts that no index follows", left, "/s", f"{left / idle:.2f} of idle: the limit")
+        said = f"{busy / idle:.2f} of idle, {busy / left:.2f} of the limit"
+        say(f"  beside {count / seconds:,.0f} inserts a second that it follows", busy, "/s", said)
         say("  the slowest of 100", slowest, "ms")
         say("  the last insert is in the index after", behind * 1000, "ms")
     docs.delete_many({"_id": {"$not": {"$lt": len(vectors)}}})
@@ -124,10 +133,10 @@ def searches(engine: SearchEngine, queries: np.ndarray, seconds: float) -> tuple
     return len(taken) / seconds, float(np.percentile(taken, 99)) * 1000
 
 
-def keep_inserting(uri: str, dimension: int) -> tuple[int, float]:
+def keep_inserting(uri: str, dimension: int, collection: str) -> tuple[int, float]:
     """Insert at a rate, for as long as the searches go on; return how many, and in how long."""
-    docs = MongoClient[dict[str, Any]](uri)["bench"]["docs"]
-    made = dict(docs.find_one({"_id": 0}) or {})
+    database = MongoClient[dict[str, Any]](uri)["bench"]
+    docs, made = database[collection], dict(database["docs"].find_one({"_id": 0}) or {})
     rows = np.random.default_rng(7).standard_normal((1000, dimension)).astype(np.float32)
     outputs = [output(row) for row in rows]
     begin, count = time.perf_counter(), 0

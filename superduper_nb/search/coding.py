@@ -17,6 +17,8 @@ _SCAN_FROM: Final = 4_000_000
 """Numbers (rows x dimension) from which a scan of codes is worth it: below, the exact one takes a millisecond."""
 _TAIL: Final = 2048
 """Rows behind the last segment that are scanned exactly, before a segment is made of them."""
+_STEP: Final = 256
+"""So many, before they are added to a segment: that costs a hundredth of what it takes to make one."""
 _SEGMENT: Final = 131_072
 """Rows a segment, at most: each gives its own candidates."""
 _GROWTH: Final = 0.25
@@ -90,12 +92,15 @@ class Coder:
 
     def _due(self, rows: Rows | None) -> tuple[Rows, int, int] | None:
         """Return which slots to make a segment of: the tail, and the last segment where there is room in it."""
-        if rows is None or rows.depth is None or self._encode is None or rows.count - rows.coded < _TAIL:
+        if rows is None or rows.depth is None or self._encode is None:
             return None
         if rows.count * rows.vectors.shape[1] < self._from:
             return None
         last = rows.segments[-1] if rows.segments else None
-        start = rows.coded if last is None or last.start + _SEGMENT <= last.stop else last.start
+        full = last is None or last.start + _SEGMENT <= last.stop
+        if rows.count - rows.coded < (_TAIL if full else _STEP):
+            return None
+        start = rows.coded if last is None or full else last.start
         return rows, start, min(rows.count, start + _SEGMENT)
 
     def _segment(self, rows: Rows, start: int, stop: int) -> tuple[Segment, int | None]:
