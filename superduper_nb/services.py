@@ -343,6 +343,10 @@ class LocalServices(_Engines):
         """Have a model's output yielded for what came over HTTP."""
         return self._server.open(database, model, body, form=form, timeout=timeout)
 
+    def _encode(self, database: str, model: str, inputs: list[Any], version: int | None) -> list[Any]:
+        # A tensor would have the event loop import torch, which holds everything up for a second and more.
+        return list(self._server.submit(database, model, inputs, version=version, form="arrays").result().outputs)
+
     def notify(self, database: str, jobs: Collection[str]) -> None:
         """Have the dispatcher look at once."""
         self._dispatcher.notify(database)

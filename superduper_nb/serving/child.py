@@ -27,7 +27,7 @@ from superduper_nb.serving.codecs import Codecs
 from superduper_nb.serving.forms import write_outputs
 from superduper_nb.serving.shelf import Entry, Shelf, apply, resident_bytes, whole
 from superduper_nb.serving.streams import Streams
-from superduper_nb.serving.values import Body, Form, Predicts
+from superduper_nb.serving.values import PICKLED, Body, Form, Predicts
 
 __all__: list[str] = []
 
@@ -122,7 +122,7 @@ class _Child:
         """Return what a request asks for, its inputs as objects."""
         try:
             body = asked.read(asked.payload) if asked.read else Body(pickle.loads(asked.payload), version, asked.errors)
-            return body if asked.form == "objects" else replace(body, inputs=self._codecs.decode(database, body.inputs))
+            return body if asked.form in PICKLED else replace(body, inputs=self._codecs.decode(database, body.inputs))
         except SuperduperError as error:
             return wire.Failure.of(error)
         except Exception as error:

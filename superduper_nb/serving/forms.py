@@ -15,6 +15,7 @@ from pydantic_core import to_json
 from superduper_nb.documents.plain import is_plain
 from superduper_nb.errors import InvalidInputError, ModelError
 from superduper_nb.models import ItemError
+from superduper_nb.serving.values import PICKLED
 
 if TYPE_CHECKING:
     from superduper_nb.serving.values import Form
@@ -28,13 +29,15 @@ _JSON_LEAVES: Final[frozenset[type]] = frozenset({type(None), bool, int, float, 
 
 
 def write_outputs(form: Form, outputs: Sequence[Any], encode: Encode) -> Any:
-    """Return outputs as they are, as a JSON array, or as a BSON ``{"outputs": […]}``.
+    """Return outputs as objects, as a JSON array, or as a BSON ``{"outputs": […]}``.
 
     Arrays and tensors are lists of numbers in JSON, binary in BSON. An input that failed alone has
     ``{"_error": {"type", "message"}}`` in its place. `encode` makes stored values of objects.
     """
     if form == "objects":
         return list(outputs)
+    if form == "arrays":
+        return [_array(output) for output in outputs]
     stored = [_stored(form, output, encode) for output in outputs]
     return _json(stored) if form == "json" else _bson({"outputs": stored})
 
@@ -48,10 +51,17 @@ def reply(form: Form, outputs: bytes, **fields: float) -> bytes:
     return (len(elements) + 5).to_bytes(4, "little") + elements + b"\0"
 
 
+def _array(output: Any) -> Any:
+    if not hasattr(output, "detach"):
+        return output
+    tensor = output.detach().cpu()
+    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()  # which knows no bfloat16
+
+
 def write_piece(form: Form, piece: Any, encode: Encode) -> Any:
     """Return one piece of what a model yields: as it is, or as JSON or BSON ``{"output": …}``."""
-    if form == "objects":
-        return piece
+    if form in PICKLED:
+        return write_outputs(form, [piece], encode)[0]
     document = {"output": _stored(form, piece, encode)}
     return _json(document) if form == "json" else _bson(document)
 

@@ -13,7 +13,7 @@ from superduper_nb.errors import ModelError, ServiceError
 from superduper_nb.serving import wire
 from superduper_nb.serving.lanes import Lanes, Outcome, Request
 from superduper_nb.serving.process import Place, Process, ProcessEndedError
-from superduper_nb.serving.values import Prediction, Slice
+from superduper_nb.serving.values import PICKLED, Prediction, Slice
 
 __all__ = ["Replica"]
 
@@ -287,7 +287,7 @@ def _part(answer: wire.Part | wire.Failure) -> Outcome:
 def _outcome(request: Request, answer: bytes | wire.Failure, version: int | None) -> Outcome:
     if isinstance(answer, wire.Failure):
         return answer.error()
-    if request.asked.form != "objects":
+    if request.asked.form not in PICKLED:
         return Prediction(answer, version or 0, request.waited_ms)
     return _read(answer, lambda outputs: Prediction(outputs, version or 0, request.waited_ms))
 

@@ -135,7 +135,7 @@ class ModelServer:
             A fixed version. Default: the newest at the time the batch is run.
         timeout : float, default 60
             Seconds until the answer is a `DeadlineError`.
-        form : {"objects", "json", "bson"}
+        form : {"objects", "arrays", "json", "bson"}
             Of inputs and outputs: what is read and written in another form is so in the child, not here.
         errors : {"raise", "return"}
             What to do when single inputs fail: a `ModelError`, or an `ItemError` in the place of each.

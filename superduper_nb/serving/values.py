@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 if TYPE_CHECKING:
     from superduper_nb.documents.types import Type
 
 __all__ = [
+    "PICKLED",
     "Body",
     "Current",
     "Errors",
@@ -23,8 +24,12 @@ __all__ = [
     "UnreadBody",
 ]
 
-Form = Literal["objects", "json", "bson"]
-"""How inputs and outputs look: Python objects; or stored values in, and the bytes of a JSON or BSON reply out."""
+Form = Literal["objects", "arrays", "json", "bson"]
+"""How inputs and outputs look: Python objects; the same, but arrays in the place of tensors, which can be read without
+torch; or stored values in, and the bytes of a JSON or BSON reply out."""
+
+PICKLED: Final[frozenset[Form]] = frozenset({"objects", "arrays"})
+"""Those that are pickled between the processes."""
 
 Errors = Literal["raise", "return"]
 """What comes of a request in which single inputs fail: an error, or an `ItemError` in the place of each."""

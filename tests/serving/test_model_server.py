@@ -7,10 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from superduper_nb.errors import InvalidInputError, ModelError, NotFoundError, TrustError
 from superduper_nb.serving import InProcessModels, ModelServer
+from superduper_nb.serving.forms import write_outputs
 from tests.serving import fakes
 from tests.waiting import until
 
@@ -31,6 +34,15 @@ def test_a_torch_module_answers_as_locally(models: Models) -> None:
     outputs = models.predict("shop", "linear", inputs).outputs
     local = fakes.linear().predict_many(inputs)
     assert [row.tolist() for row in outputs] == [row.tolist() for row in local]
+
+
+def test_arrays_stand_in_the_place_of_tensors_where_that_is_asked_for(server: ModelServer) -> None:
+    inputs = [[1, 2, 3], [4, 5, 6.5]]
+    outputs = server.submit("shop", "linear", inputs, form="arrays").result().outputs
+    assert [type(row) for row in outputs] == [np.ndarray, np.ndarray]
+    assert [row.tolist() for row in outputs] == [row.tolist() for row in fakes.linear().predict_many(inputs)]
+    narrow, count, text = write_outputs("arrays", [torch.ones(2).bfloat16(), torch.tensor(3), "x"], str)
+    assert (narrow.dtype, narrow.tolist(), count.dtype, count.tolist(), text) == ("float32", [1, 1], "int64", 3, "x")
 
 
 def test_submit_gives_the_same_as_predict(models: Models) -> None:
