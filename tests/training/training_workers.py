@@ -63,5 +63,5 @@ def trained(
 
 
 def ended(job: sd.Job) -> str:
-    until(lambda: job.status not in ("pending", "running"))
+    until(lambda: job.status not in ("pending", "running"), timeout=90)  # workers are waited for up to a minute
     return job.status
