@@ -11,13 +11,17 @@ from superduper_nb.cluster.dask import DaskPool, WorkerLostError
 if TYPE_CHECKING:
     from distributed import Actor, Client
 
-__all__ = ["RemoteObject"]
+__all__ = ["NoAnswerError", "RemoteObject"]
 
 _START_TIMEOUT_S: Final = 60.0
 _PRIORITY: Final = 100
 """Before jobs that wait."""
 
 _numbers = itertools.count()
+
+
+class NoAnswerError(WorkerLostError):
+    """There is no answer in time. Dask does not say when an actor is lost: it may be that, or the work takes long."""
 
 
 class RemoteObject:
@@ -27,17 +31,17 @@ class RemoteObject:
     ----------
     pool : DaskPool
         Whose workers; where there is none just now, the object waits for one.
-    place : int
-        Which worker: counted through, so that neighbouring numbers are in different ones.
+    worker : str or int
+        The address of its worker; or any worker, neighbouring numbers in different ones where there are several.
     name : str
         For Dask.
     make : type
         Its class; what is behind it are the arguments.
     """
 
-    def __init__(self, pool: DaskPool, place: int, name: str, make: type, *args: Any, **options: Any) -> None:
+    def __init__(self, pool: DaskPool, worker: str | int, name: str, make: type, *args: Any, **options: Any) -> None:
         self._client: Client = pool.client()
-        workers = sorted(pool.workers())
+        wanted = [worker] if isinstance(worker, str) else _counted(sorted(pool.workers()), worker)
         self._future = self._client.submit(
             make,
             *args,
@@ -45,8 +49,8 @@ class RemoteObject:
             actor=True,
             pure=False,
             key=f"{name}-{next(_numbers)}-{id(self):x}",
-            workers=[workers[place % len(workers)]] if workers else None,
-            allow_other_workers=bool(workers),
+            workers=wanted or None,
+            allow_other_workers=bool(wanted) and not isinstance(worker, str),
             priority=_PRIORITY,
         )
         self._actor: Actor | None = None
@@ -57,7 +61,7 @@ class RemoteObject:
         Raises
         ------
         WorkerLostError
-            From either: the object is gone.
+            From either: the object is gone; a `NoAnswerError` where that is only likely.
         """
         try:
             future = getattr(self._bound(), method)(*args, **options)
@@ -67,7 +71,9 @@ class RemoteObject:
         def result(timeout: float) -> Any:
             try:
                 return future.result(timeout)
-            except (OSError, TimeoutError) as error:
+            except TimeoutError:  # which is an OSError, too
+                raise NoAnswerError(f"The worker that holds it has not answered for {timeout:g} s.") from None
+            except OSError as error:
                 raise _lost(error) from None
 
         return result
@@ -86,6 +92,10 @@ class RemoteObject:
     def release(self) -> None:
         """Let the worker forget it."""
         self._future.release()
+
+
+def _counted(workers: list[str], number: int) -> list[str]:
+    return [workers[number % len(workers)]] if workers else []
 
 
 def _lost(error: Exception) -> WorkerLostError:

@@ -12,7 +12,6 @@ import sys
 import threading
 from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Any, Final
-from uuid import uuid4
 
 from superduper_nb.cluster import dask_external
 from superduper_nb.errors import InvalidInputError, ServiceError
@@ -239,29 +238,6 @@ class DaskPool:
             assert self._client is not None
             known = self._client.scheduler_info(n_workers=-1)["workers"]
         return {address: dict(about.get("resources") or {}) for address, about in known.items()}
-
-    def actor(self, cls: type, worker: str) -> Any:
-        """Make an object on a worker, for `ask`; it goes when what is returned does.
-
-        Raises
-        ------
-        TimeoutError
-            The worker does not take it.
-        """
-        self.start()
-        with self._lock:
-            assert self._client is not None
-            client, key = self._client, f"{cls.__name__}-{uuid4().hex}"
-        made = client.submit(cls, actor=True, workers=[worker], pure=False, key=key)
-        with client.as_current():
-            return made.result(timeout=_CALL_TIMEOUT_S)
-
-    def ask(self, actor: Any, method: str, *args: Any) -> Any:
-        """Call a method of an object on a worker; what is returned has ``result(timeout)``."""
-        if not self.alive or self._client is None:
-            raise PoolLostError("The workers' scheduler is gone.")
-        with self._client.as_current():  # by which an actor finds its way
-            return getattr(actor, method)(*args)
 
     def subscribe(self, topic: str, handler: Callable[[dict[str, Any]], None]) -> None:
         """Have a handler called, in a thread of Dask's, with what workers tell under a topic (`Worker.log_event`)."""

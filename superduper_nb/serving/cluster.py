@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
+from superduper_nb.cluster.actors import NoAnswerError, RemoteObject
 from superduper_nb.cluster.dask import DaskPool
 from superduper_nb.errors import ServiceError
 from superduper_nb.serving import wire
@@ -58,13 +59,13 @@ class ClusterProcess:
         self._pool, self.worker = pool, worker
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="superduper-replica")  # one more, to end it meanwhile
         self._pending = b""
-        self._actor: Any = None
+        self._holder: RemoteObject | None = None
         self.alive = True
         self.pid = 0
 
     async def start(self, hello: bytes) -> None:
         """Start it; raises `ProcessEndedError`."""
-        self._actor = await self._call(lambda: self._pool.actor(Holder, self.worker))
+        self._holder = await self._call(lambda: RemoteObject(self._pool, self.worker, "models", Holder))
         self.pid = await self._ask("start", hello)
 
     async def send(self, packed: bytes) -> None:
@@ -80,16 +81,18 @@ class ClusterProcess:
         """Kill it; return how it ended."""
         how = f"its worker {self.worker} is gone"
         try:
-            if self._actor is not None:
+            if self._holder is not None:
                 how = await self._ask("end")
         except ProcessEndedError as error:
             how = str(error)
-        self.alive, self._actor = False, None
+        self.alive, self._holder = False, None
         self._threads.shutdown(wait=False)
         return how
 
     async def _ask(self, method: str, *args: Any) -> Any:
-        return await self._call(lambda: self._result(self._pool.ask(self._actor, method, *args)))
+        assert self._holder is not None
+        holder = self._holder
+        return await self._call(lambda: self._result(holder.call(method, *args)))
 
     async def _call(self, call: Callable[[], Any]) -> Any:
         try:
@@ -101,12 +104,12 @@ class ClusterProcess:
             self.alive = False
             raise ProcessEndedError(f"its worker {self.worker} does not answer ({error})") from error
 
-    def _result(self, future: Any) -> Any:
-        """Wait for an actor's answer. Dask does not say when the actor is lost, so the worker is looked for."""
+    def _result(self, waiting: Callable[[float], Any]) -> Any:
+        """Wait for an answer for as long as the worker is there."""
         while True:
             try:
-                return future.result(timeout=_LOOK_EVERY_S)
-            except TimeoutError:
+                return waiting(_LOOK_EVERY_S)
+            except NoAnswerError:
                 if self.worker not in self._pool.workers():
                     raise ProcessEndedError(f"its worker {self.worker} is gone") from None
 
