@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,9 +23,9 @@ from superduper_nb.training.documents import Documents
 from superduper_nb.training.runs import RunRecorder
 
 Docs = sd.Collection[dict[str, Any]]
-HOW = sd.Training(
-    epochs=2, batch_size=32, lr=1e-2, scheduler="linear", checkpoint_every_s=0, cache_mb=0, grad_accumulation=2
-)
+HOW = sd.Training(epochs=2, batch_size=32, lr=1e-2, scheduler="linear", cache_mb=0, grad_accumulation=2)
+KEPT = replace(HOW, checkpoint_every_s=0)
+"""From each step another attempt can go on."""
 
 
 class Killed(BaseException):
@@ -65,14 +66,14 @@ def work(docs: Docs, record: dict[str, Any]) -> TrainingWork:
 
 
 def test_a_killed_training_ends_as_an_unbroken_one(digits: Docs, monkeypatch: pytest.MonkeyPatch) -> None:
-    record = queued(digits, monkeypatch)
+    record = queued(digits, monkeypatch, KEPT)
     whole = work(digits, record).run(["run"], Control())
     unbroken = digits.models["net"].state_dict()
     expected = digits.imputations["digit"].history.drop(columns="time")
     digits.imputations.delete("digit")
     digits.models.rollback("net", 1)
 
-    record = queued(digits, monkeypatch)
+    record = queued(digits, monkeypatch, KEPT)
     for steps in (7, 12, 19):  # inside an epoch, at its end, and inside a later one
         with pytest.raises(Killed):
             work(digits, record).run(["run"], After(steps, kill))
@@ -124,7 +125,7 @@ def test_it_takes_the_steps_of_a_loop_written_by_hand(digits: Docs, digit_rows: 
 
 def test_what_it_forgets_without_a_checkpoint_is_only_time(digits: Docs, monkeypatch: pytest.MonkeyPatch) -> None:
     """The oracle of the test above: with its checkpoint taken away, the run begins anew."""
-    record = queued(digits, monkeypatch)
+    record = queued(digits, monkeypatch, KEPT)
     with pytest.raises(Killed):
         work(digits, record).run(["run"], After(8, kill))
     store = RunStore(digits._workspace.store.database)
