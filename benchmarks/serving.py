@@ -26,6 +26,7 @@ import time
 import venv
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
@@ -209,18 +210,22 @@ def measure(model: str, seconds: float, peers: Path | None, only: list[str]) -> 
         token = ("Authorization", f"token {TOKEN}")
         rows["superduper_nb"] = clients(url, bodies, seconds, *token, pid=live.process.pid)
         if "neighbours" in only:
-            idle = neighbours(live, lambda: time.sleep(seconds))
-            beside["32 clients"] = idle, neighbours(live, lambda: _load(url, bodies, 32, seconds, *token))
+            idle = neighbours(live, lambda: time.sleep(2 * seconds))
+            beside["32 clients"] = idle, neighbours(live, partial(_load, url, bodies, 32, 2 * seconds, *token))
         if "long" in only and model == "mlp":
             idle = neighbours(live, lambda: time.sleep(seconds))
             beside["bodies of 10 MB"] = idle, neighbours(live, lambda: _send_long_bodies(live))
         if "tornado" in only:
             with serving("tornado", sys.executable, model, BENCH_URI=uri) as (bare_url, bare_bodies, pid):
                 rows["bare tornado, same batcher"] = clients(bare_url, bare_bodies, seconds, pid=pid)
+                if "neighbours" in only:  # what the machine itself does to the notebook, with nothing of ours in it
+                    load = partial(_load, bare_url, bare_bodies, 32, 2 * seconds)
+                    beside["32 clients of the bare tornado server"] = idle, neighbours(live, load)
     for peer in [peer for peer in PEERS if peers and peer in only]:
         assert peers
         with serving(peer, str(peers / peer / "bin" / "python"), model) as (peer_url, peer_bodies, _):
             rows[peer] = clients(peer_url, peer_bodies, seconds)
+            print(peer, rows[peer], file=sys.stderr, flush=True)  # for when the next one hangs
     report(model, limit, rows)
     for load, (idle, busy) in beside.items():
         report_neighbours(load, idle, busy)
@@ -256,7 +261,7 @@ def report_neighbours(load: str, idle: dict[str, Any], busy: dict[str, Any]) -> 
 if __name__ == "__main__":
     everything = ["neighbours", "long", "tornado", *PEERS]
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("models", choices=["mlp", "minilm"], nargs="*")
+    parser.add_argument("models", metavar="mlp|minilm", nargs="*")
     parser.add_argument("--seconds", type=float, default=2.5)
     parser.add_argument("--only", choices=everything, nargs="*", default=everything)
     parser.add_argument("--peers", type=Path)

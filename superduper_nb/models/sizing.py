@@ -1,4 +1,4 @@
-"""How many inputs a batch has: found while the model runs, and kept with it."""
+"""How many inputs a batch has, and whether it is cut in halves: found while the model runs, and kept with it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 import threading
 from typing import Final
 
-__all__ = ["BatchSize", "out_of_memory"]
+__all__ = ["BatchSize", "Halving", "out_of_memory"]
 
 _START: Final = 32
 _MOST: Final = 4096
@@ -63,6 +63,29 @@ class BatchSize:
         with self._guard:
             self.value = max(1, min(self.value, count // 2))
             self._settled = True
+
+
+class Halving:
+    """Whether batches of inputs that differ much in length run in two halves: both are tried, the faster one stays.
+
+    In halves less is padded, but what a call costs beside the work is paid twice.
+    """
+
+    def __init__(self) -> None:
+        self._rates: dict[bool, list[float]] = {False: [], True: []}
+
+    @property
+    def wanted(self) -> bool:
+        """Whether the next such batch runs in halves."""
+        whole, halved = self._rates[False], self._rates[True]
+        if len(halved) < _TRIES or len(whole) < _TRIES:
+            return len(halved) < len(whole)
+        return max(halved) > max(whole)
+
+    def note(self, halved: bool, work: float, seconds: float) -> None:
+        """Hear of a batch that ran: in which way, the elements that its inputs had, and how long it took."""
+        if len(self._rates[halved]) < _TRIES:
+            self._rates[halved].append(work / max(seconds, 1e-9))
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -25,7 +25,7 @@ from superduper_nb.errors import InvalidInputError, ModelError, SuperduperError
 from superduper_nb.serving import wire
 from superduper_nb.serving.codecs import Codecs
 from superduper_nb.serving.forms import write_outputs
-from superduper_nb.serving.shelf import Entry, Shelf, apply, resident_bytes, whole
+from superduper_nb.serving.shelf import Entry, Shelf, resident_bytes, whole
 from superduper_nb.serving.streams import Streams
 from superduper_nb.serving.values import PICKLED, Body, Form, Predicts
 
@@ -95,6 +95,17 @@ class _Child:
             if self._shelf.models() != before:
                 self._send(self._loaded())
 
+    def _applied(self, run: wire.Run, good: list[Body]) -> tuple[Entry, list[list[Any] | ModelError]]:
+        """Apply the model to all inputs; once more, where its version was replaced since it was asked for last."""
+        requests, version = [body.inputs for body in good], good[0].version if good else run.version
+        if version is None and (ahead := self._shelf.ahead(run.database, run.model)) is not None:
+            entry, newest = ahead
+            outputs = self._shelf.apply(entry, requests)
+            if self._shelf.confirmed(entry, newest):
+                return entry, outputs
+        entry = self._get(run.database, run.model, version)
+        return entry, self._shelf.apply(entry, requests)
+
     def _loaded(self) -> wire.Loaded:
         return wire.Loaded(self._shelf.models(), resident_bytes())
 
@@ -105,12 +116,11 @@ class _Child:
     def _run(self, run: wire.Run) -> wire.Answers:
         bodies = [self._body(run.database, asked, run.version) for asked in run.requests]
         good = [body for body in bodies if isinstance(body, Body)]
-        version = good[0].version if good else run.version
         try:
-            entry = self._get(run.database, run.model, version)
+            entry, outputs = self._applied(run, good)
         except (Exception, SystemExit) as error:
             return wire.Answers([wire.Failure.of(error)] * len(run.requests))
-        results = iter(apply(entry.predictor, [body.inputs for body in good]))
+        results = iter(outputs)
         answers = [
             self._written(run.database, asked.form, body, next(results)) if isinstance(body, Body) else body
             for asked, body in zip(run.requests, bodies, strict=True)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import pickle
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
 from superduper_nb.errors import ModelError, ServiceError
 from superduper_nb.serving import wire
-from superduper_nb.serving.lanes import Lanes, Outcome, Request
+from superduper_nb.serving.lanes import Lanes, Request
+from superduper_nb.serving.outcomes import cut_off, outcome_of, outcome_of_part
 from superduper_nb.serving.process import Place, Process, ProcessEndedError
-from superduper_nb.serving.values import PICKLED, Prediction, Slice
 
 __all__ = ["Replica"]
 
@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 _LOAD_S: Final = 300.0
 _STARTS: Final = 3
+_QUICK_S: Final = 0.02
 _PAUSE_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 10.0
 
@@ -71,6 +72,7 @@ class Replica:
         self._turn = asyncio.Lock()  # held by who talks to the child
         self._child: Process | None = None
         self._inside: list[Request] = []  # the batch that it runs
+        self._delivery: asyncio.Task[None] | None = None  # of the answers of the batch before
         self._steps: deque[Request] = deque()  # of streams
         self._dropped: list[int] = []  # streams that nobody reads any more
         self._step_next = False
@@ -158,6 +160,7 @@ class Replica:
 
     async def end(self) -> None:
         """End the child and answer what is left; `serve` must have been cancelled."""
+        await self._delivered()
         for request in [*self._inside, *self._steps]:
             request.answer(ServiceError("The model server was closed."))
         if self._child is not None:
@@ -205,11 +208,11 @@ class Replica:
         self.streams.clear()
         self._dropped.clear()
         while self._steps:
-            self._lanes.answer(self._steps.popleft(), _cut(ended))
+            self._lanes.answer(self._steps.popleft(), cut_off(ended))
         return ended
 
     async def _run(self, child: Process, batch: list[Request]) -> None:
-        self._inside = batch
+        self._inside, begun = batch, time.monotonic()
         first, latest = batch[0], max(request.deadline for request in batch)
         run = wire.Run(*first.name, first.version, [request.asked for request in batch])
         try:
@@ -224,7 +227,7 @@ class Replica:
             self._try_again(batch, await self._bury(child))
         else:
             self._deaths = 0
-            self._deliver(batch, answer)
+            await self._deliver(batch, answer, time.monotonic() - begun)
         self._inside = []
 
     async def _exchange(self, child: Process, message: object, name: tuple[str, str], latest: float = 0.0) -> Any:
@@ -240,16 +243,37 @@ class Replica:
         self.loading = None
         return said
 
-    def _deliver(self, batch: list[Request], answer: wire.Answers | wire.Part | wire.Failure) -> None:
-        if isinstance(answer, wire.Answers):
-            if answer.version is not None:
-                self._lanes.learn(batch[0].name, answer.batch_size)
-            for request, size in zip(batch, answer.inputs, strict=False):
-                request.size = size  # of an unread body it was a guess
-            for request, one in zip(batch, answer.answers, strict=True):
-                self._lanes.answer(request, _outcome(request, one, answer.version))
-        else:
+    async def _deliver(
+        self, batch: list[Request], answer: wire.Answers | wire.Part | wire.Failure, took: float
+    ) -> None:
+        if not isinstance(answer, wire.Answers):
             self._deliver_part(batch[0], answer)
+            return
+        if answer.version is not None:
+            self._lanes.learn(batch[0].name, answer.batch_size)
+        for request, size in zip(batch, answer.inputs, strict=False):
+            request.size = size  # of an unread body it was a guess
+        await self._delivered()
+        answers = list(zip(batch, answer.answers, strict=True))
+        delivering = self._deliver_each(answers, answer.version, quick=took < _QUICK_S)
+        self._delivery = asyncio.get_running_loop().create_task(delivering)
+
+    async def _delivered(self) -> None:
+        """Wait until the answers of the batch before are out."""
+        if self._delivery is not None:
+            await asyncio.wait({self._delivery})
+
+    async def _deliver_each(
+        self, answers: list[tuple[Request, bytes | wire.Failure]], version: int | None, *, quick: bool
+    ) -> None:
+        """Answer the requests of a batch: of a quick model one each turn of the loop, for which others would wait.
+
+        What is answered together is asked again together, as a slow model wants it.
+        """
+        for request, answer in answers:
+            self._lanes.answer(request, outcome_of(request, answer, version))
+            if quick:
+                await asyncio.sleep(0)
 
     def _deliver_part(self, request: Request, answer: wire.Part | wire.Failure) -> None:
         assert request.message is not None
@@ -259,41 +283,16 @@ class Replica:
         if isinstance(answer, wire.Part) and isinstance(request.message, wire.Open):
             self._lanes.learn(request.name, None)
             self.streams |= {stream} if goes_on else set()
-        if not self._lanes.answer(request, _part(answer)) and goes_on:
+        if not self._lanes.answer(request, outcome_of_part(answer)) and goes_on:
             self.drop(stream)
 
     def _try_again(self, batch: list[Request], ended: str) -> None:
         """Queue what was inside when the child died, each alone: only what kills it twice is to blame."""
         for request in batch:
             if isinstance(request.message, wire.Advance):
-                self._lanes.answer(request, _cut(ended))
+                self._lanes.answer(request, cut_off(ended))
             elif request.killed:
                 reason = f"The process that runs the models ended ({ended}) in this request, twice."
                 self._lanes.answer(request, ModelError(reason))
             request.alone = request.killed = True
         self._lanes.put_back([request for request in batch if not request.future.done()])
-
-
-def _cut(ended: str) -> ServiceError:
-    return ServiceError(f"The process that ran this stream ended ({ended}): ask again from the start.")
-
-
-def _part(answer: wire.Part | wire.Failure) -> Outcome:
-    if isinstance(answer, wire.Failure):
-        return answer.error()
-    return _read(answer.pieces, lambda pieces: Slice(pieces, answer.done, answer.version))
-
-
-def _outcome(request: Request, answer: bytes | wire.Failure, version: int | None) -> Outcome:
-    if isinstance(answer, wire.Failure):
-        return answer.error()
-    if request.asked.form not in PICKLED:
-        return Prediction(answer, version or 0, request.waited_ms)
-    return _read(answer, lambda outputs: Prediction(outputs, version or 0, request.waited_ms))
-
-
-def _read(pickled: bytes, make: Callable[[Any], Outcome]) -> Outcome:
-    try:
-        return make(pickle.loads(pickled))
-    except Exception as error:
-        return ModelError(f"The model's output can't be read outside its process: {type(error).__name__}: {error}")

@@ -22,6 +22,7 @@ __all__ = ["Entry", "Shelf", "apply", "resident_bytes", "whole"]
 log = logging.getLogger(__name__)
 
 _ASK_AGAIN_S: Final = 5.0
+_SLOW_S: Final = 0.003
 
 
 class Entry(NamedTuple):
@@ -50,7 +51,7 @@ class Shelf:
         Resident bytes of the process above which the least recently used models are dropped. Default: none are.
     beside : bool, default False
         Where a compiled model has a new version, load that in a thread and go on with the old one until it is there:
-        compiling takes up to a minute.
+        compiling takes up to a minute. And `ahead` asks for newest versions in another thread.
     """
 
     def __init__(self, load: Load, current: Current, *, memory: int | None = None, beside: bool = False) -> None:
@@ -59,6 +60,8 @@ class Shelf:
         self._newest: dict[tuple[str, str], int] = {}
         self._coming: dict[Key, Future[Entry]] = {}  # new versions of compiled models
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="superduper-load") if beside else None
+        self._asking = ThreadPoolExecutor(1, thread_name_prefix="superduper-version") if beside else None
+        self._slow: set[tuple[str, str]] = set()  # models whose last batch took longer than asking for their version
         self._ask_at = 0.0
 
     def get(self, database: str, model: str, version: int | None) -> Entry:
@@ -81,6 +84,39 @@ class Shelf:
         self._shrink()
         return entry
 
+    def ahead(self, database: str, model: str) -> tuple[Entry, Future[int]] | None:
+        """Return a slow model in the version last known to be the newest, and what will say whether it still is.
+
+        Asking costs a millisecond once the model has emptied the processor's caches: it is done in a thread, while the
+        model runs. None where that can't be: then `get` it.
+        """
+        known = self._newest.get((database, model))
+        if known is None or (database, model) not in self._slow or time.monotonic() < self._ask_at:
+            return None
+        if self._asking is None or Key(database, model, known) not in self._entries:
+            return None
+        if any(key[:2] == (database, model) for key in self._coming):  # the answer is known: a newer one is coming
+            return None
+        return self.get(database, model, known), self._asking.submit(self._current, database, model)
+
+    def confirmed(self, entry: Entry, newest: Future[int]) -> bool:
+        """Wait for what will say whether a version is still the newest; where nobody can say, it counts."""
+        about = entry.about
+        try:
+            return newest.result() == about.version
+        except NotFoundError:
+            return False
+        except Exception as error:
+            self._note_absence(Key(about.database, about.model, about.version), error)
+            return True
+
+    def apply(self, entry: Entry, requests: Sequence[list[Any]]) -> list[list[Any] | ModelError]:
+        """Run the inputs of several requests as one batch; see `apply`."""
+        begun, name = time.monotonic(), (entry.about.database, entry.about.model)
+        outputs = apply(entry.predictor, requests)
+        (self._slow.add if time.monotonic() - begun > _SLOW_S else self._slow.discard)(name)
+        return outputs
+
     def unload(self, database: str, model: str) -> None:
         """Drop every version of a model. Harmless where it is not loaded."""
         for key in [key for key in self._coming if key[:2] == (database, model)]:
@@ -89,6 +125,7 @@ class Shelf:
 
     def _forget(self, database: str, model: str) -> None:
         self._newest.pop((database, model), None)
+        self._slow.discard((database, model))
         self._drop([key for key in self._entries if key[:2] == (database, model)])
 
     def models(self) -> list[LoadedModel]:
@@ -107,8 +144,7 @@ class Shelf:
         except Exception as error:
             if known is None:
                 raise
-            self._ask_at = time.monotonic() + _ASK_AGAIN_S  # or each batch would wait for a database that is away
-            log.warning("Serving %s.%s version %d: can't ask for a newer one (%s)", database, model, known, error)
+            self._note_absence(Key(database, model, known), error)
             return known
         if known is not None and known != version:
             if self._is_coming(Key(database, model, known), version):
@@ -116,6 +152,10 @@ class Shelf:
             self._forget(database, model)  # before the new one is loaded: the two may not fit together
         self._newest[database, model] = version
         return version
+
+    def _note_absence(self, serving: Key, error: Exception) -> None:
+        self._ask_at = time.monotonic() + _ASK_AGAIN_S  # or each batch would wait for a database that is away
+        log.warning("Serving %s.%s version %d: can't ask for a newer one (%s)", *serving, error)
 
     def _is_coming(self, old: Key, version: int) -> bool:
         """Say whether a version is being loaded beside a compiled one."""

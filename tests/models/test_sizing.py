@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from pymongo.database import Database
 
 from superduper_nb.models import Loader, Predictor
-from superduper_nb.models.sizing import BatchSize, out_of_memory
+from superduper_nb.models.sizing import BatchSize, Halving, out_of_memory
 
 
 def run(size: BatchSize, seconds: Callable[[int], float], batches: int = 60) -> int:
@@ -86,3 +86,40 @@ def test_the_size_is_kept_with_the_model_in_a_process(database: Database[dict[st
         loader.predictor(component, batch_size).predict_many([torch.ones(1)] * 100)
         assert loader.predictor(component, batch_size).batch_size == expected
     assert loader.predictor(component).obj is loader.predictor(component, 20).obj
+
+
+@pytest.mark.parametrize(("call", "expected"), [(0.001, True), (0.1, False)])
+def test_batches_are_halved_where_that_is_faster(call: float, expected: bool) -> None:
+    """A call costs something, and so does each element, padding included."""
+    halving, padded = Halving(), {False: 32 * 32, True: 16 * 16 + 16 * 32}
+    ways = []
+    for i in range(20):
+        halved = halving.wanted
+        noise = 3.0 if i < 2 else 1.0
+        halving.note(halved, 528, noise * (call * (1 + halved) + 1e-4 * padded[halved]))
+        ways.append(halved)
+    assert set(ways[:6]) == {False, True}
+    assert ways[6:] == [expected] * 14
+
+
+def test_a_batch_of_many_lengths_is_tried_in_halves_with_the_same_outputs() -> None:
+    class Sum:
+        seen: ClassVar[list[tuple[int, int]]] = []
+
+        def collate(self, items: list[list[int]]) -> list[list[int]]:
+            longest = max(map(len, items))
+            self.seen.append((len(items), longest))
+            return [item + [0] * (longest - len(item)) for item in items]
+
+        def forward(self, batch: list[list[int]]) -> list[int]:
+            return [sum(row) for row in batch]
+
+    rows = [[1] * ((7 * i) % 32 + 1) for i in range(32)]
+    predictor = Predictor(Sum())
+    for _ in range(2):
+        assert predictor.predict_many(rows) == [len(row) for row in rows]
+    assert Sum.seen == [(32, 32), (16, 16), (16, 32)]
+    Sum.seen.clear()
+    assert predictor.predict_many([[1, 2]] * 32) == [3] * 32  # nothing is padded
+    assert predictor.predict_many(rows[:7]) == [len(row) for row in rows[:7]]
+    assert [count for count, _ in Sum.seen] == [32, 7]
