@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from superduper_nb.errors import InvalidInputError
 from superduper_nb.magics.body import Body, parse
-from superduper_nb.magics.session import Connection, Connections, Target
+from superduper_nb.magics.session import DEFAULT, Connection, Connections, Target
 from superduper_nb.widgets.results import MOST_ROWS
 
 if TYPE_CHECKING:
@@ -107,8 +107,9 @@ class Call:
 
     @property
     def source(self) -> str:
-        """Connection and collection, for the footer of results."""
-        return f"{self.connection.name}: {self.target}"
+        """The collection, for the footer of results; and the connection, where it was given a name."""
+        name = self.connection.name
+        return str(self.target) if name == DEFAULT else f"{name}: {self.target}"
 
     @cached_property
     def body(self) -> Body | None:

@@ -26,6 +26,9 @@ __all__ = ["COMMANDS", "aggregate", "count", "distinct", "find", "find_one", "se
 
 COUNT_MS: Final = 500
 """Longest time that counting the rest may take: the footer then says no total."""
+PATIENCE_S: Final = 30.0
+"""So long a find that would show nothing waits for the first outputs of what matches."""
+_LOOK_EVERY_S: Final = 0.25
 
 
 def find(call: Call) -> Any:
@@ -38,8 +41,10 @@ def find(call: Call) -> Any:
     limit = options.get("limit", 0)
     one_more = {"limit": limit + 1} if limit else {}  # tells whether there are more
     cursor = call.collection.find(filter, **options | one_more, raw=True)
-    stored = list(cursor)
-    facts = Facts(query=_query(call, "find", options), source=call.source, words=search_words(filter, options))
+    stored = list(cursor) or _first_of(cursor, call, filter, options)
+    facts = Facts(
+        query=_query(call, "find", _near(call) | options), source=call.source, words=search_words(filter, options)
+    )
     if (reply := cursor.reply) is not None:
         searched = {name: getattr(reply, name) for name in ("index", "strategy", "candidates", "pending")}
         facts = replace(facts, **searched)
@@ -47,6 +52,28 @@ def find(call: Call) -> Any:
         facts = replace(facts, more=True, total=None if call.args.skip else _total(call.collection, filter))
     documents = Decoded(stored[: limit or None], call.collection.decoded)
     return _shown(call, documents, replace(facts, took_ms=_since(started)))
+
+
+def _first_of(cursor: Any, call: Call, filter: Mapping[str, Any], options: Mapping[str, Any]) -> list[Any]:
+    """Return what a search finds that found nothing, once there are outputs of documents that match.
+
+    A find in the cell below an insert is often quicker than the insert's job. It doesn't wait for all of it: of a
+    hundred thousand documents the first thousand answer.
+    """
+    found: list[Any] = []
+    rest = {name: value for name, value in filter.items() if name != "$like"}
+    narrow = options.keys() & {"min_score", "max_score", "skip"}  # with these, nothing may well be the answer
+    if narrow or not (_waits(cursor) and call.collection.find_one(rest, {"_id": 1}, raw=True)):
+        return found
+    deadline = time.monotonic() + PATIENCE_S
+    while not found and _waits(cursor) and time.monotonic() < deadline:
+        time.sleep(_LOOK_EVERY_S)
+        found = list(cursor.rewind())
+    return found
+
+
+def _waits(cursor: Any) -> bool:
+    return cursor.reply is not None and cursor.reply.pending > 0
 
 
 def _explained(call: Call, filter: Mapping[str, Any], options: Mapping[str, Any]) -> Explanation:
@@ -103,8 +130,18 @@ def aggregate(call: Call) -> Any:
 
 def _filter(call: Call) -> dict[str, Any]:
     filter = call.filter()
+    if near := _near(call):
+        if "$like" in filter:
+            raise InvalidInputError("--like and $like in the body say the same: give one of them.")
+        filter["$like"] = near["like"]
     check_reading(filter)
     return filter
+
+
+def _near(call: Call) -> dict[str, Any]:
+    """Return what ``--like`` gives, as an argument of `Collection.find`."""
+    near = _examples(call, getattr(call.args, "like", None))
+    return {} if near is None else {"like": near}
 
 
 def _searches(pipeline: Sequence[Any]) -> bool:
@@ -122,7 +159,9 @@ def search_words(filter: Mapping[str, Any], options: Mapping[str, Any]) -> tuple
 def _options(filter: Mapping[str, Any], call: Call) -> dict[str, Any]:
     """Return the arguments of `Collection.find` that the line stands for."""
     args = call.args
-    ranking = {name: getattr(args, option) for name, option in _RANKING.items()} | {"unlike": _unlike(call)}
+    ranking = {name: getattr(args, option) for name, option in _RANKING.items()} | {
+        "unlike": _examples(call, args.unlike)
+    }
     choosing = {"skip": args.skip, "sort": args.sort, "projection": args.fields, "features": args.features}
     options = {name: value for name, value in (ranking | choosing).items() if value is not None and value is not False}
     if "$like" in filter:
@@ -131,7 +170,9 @@ def _options(filter: Mapping[str, Any], call: Call) -> dict[str, Any]:
         return {"n": NEAREST if args.n is None else args.n, **options}
     if unused := [name for name in ranking if name in options]:
         option = "--" + _RANKING.get(unused[0], unused[0]).replace("_", "-")
-        raise InvalidInputError(f'{option} needs a $like in the body, such as {{"$like": {{"text": "warm"}}}}.')
+        raise InvalidInputError(
+            f'{option} needs a $like in the body, such as {{"$like": {{"text": "warm"}}}}, or --like.'
+        )
     limit = call.options.fetch_limit if args.n is None else args.n
     return {"limit": limit, **options} if limit else options
 
@@ -143,9 +184,9 @@ _RANKING: Final[Mapping[str, str]] = {
 """Arguments of `Collection.find` that go with ``$like``, and the options that give them."""
 
 
-def _unlike(call: Call) -> Any:
-    """Return the examples that ``--unlike`` gives, each an expression in the language of the body; None for none."""
-    examples = [parse(text, call.names).evaluate(call.names) for text in call.args.unlike or ()]
+def _examples(call: Call, texts: Sequence[str] | None) -> Any:
+    """Return examples that the line gives, each an expression in the language of the body; None for none."""
+    examples = [parse(text, call.names).evaluate(call.names) for text in texts or ()]
     return examples[0] if len(examples) == 1 else examples or None
 
 
@@ -198,6 +239,8 @@ _BODY: Final = """
 
   %%sddb warm << find --sort -price
   {price: {$lt: 50}, name: /^wool/i};
+
+  %sddb find --like '{text: "something warm"}' -n 5
 
   %%sddb find --unlike '{text: "cotton"}' --min-score 0.3 --group-by brand
   {"$like": {"text": "something warm"}}

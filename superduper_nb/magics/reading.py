@@ -73,6 +73,12 @@ def _paging(parser: Parser) -> None:
 
 def ranking_options(parser: Parser) -> None:
     """Add how a search by meaning ranks."""
+    parser.add_argument(
+        "--like",
+        action="append",
+        metavar="EXAMPLE",
+        help="near to it, as $like in the body: '{text: \"warm\"}' or a variable; may be given more than once",
+    )
     parser.add_argument("--index", metavar="ID", help="the semantic index; needed where the collection has several")
     parser.add_argument("--exact", action="store_true", help="compare with every vector, whatever the index is")
     parser.add_argument("--min-score", type=float, metavar="SCORE", help="leave out what scores less")

@@ -67,7 +67,7 @@ class Facts:
         if self.index:
             yield f"index {self.index} ({self.strategy}; {self.candidates:,} candidates)"
         if self.pending:
-            yield f"{self.pending:,} still wait for their output"
+            yield f"{self.pending:,} still wait for their output (%sddb wait)"
         if self.took_ms is not None:
             yield _duration(self.took_ms)
         if self.source:
@@ -127,6 +127,8 @@ class Result(Sequence[dict[str, Any]]):
         if isinstance(index, slice):
             facts = replace(self.facts, more=self.facts.more or len(self._documents[index]) < len(self))
             return Result(self._documents[index], facts=facts, layout=self.layout, limit=self._limit)
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"no document {index}: {self.footer(len(self))}")
         return self._documents[index]
 
     def to_list(self) -> list[dict[str, Any]]:
@@ -258,8 +260,8 @@ def _telling(outputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _duration(ms: float) -> str:
-    if ms >= 10_000:
-        return f"{ms / 1000:,.1f} s"
+    if ms >= 1_000:
+        return f"{ms / 1000:,.1f} s" if ms >= 10_000 else f"{ms / 1000:.2f} s"
     return f"{ms:,.0f} ms" if ms >= 1 else "under 1 ms"
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,44 @@ def test_find_by_meaning_gives_the_documents_that_the_python_call_gives(docs: An
     assert result[0]["text"] == "wool hat with ear flaps"
     assert result.facts.index == "meaning"
     assert "3 documents · index meaning (" in repr(result)
+
+
+def test_a_find_that_overtakes_the_job_of_an_insert_waits_for_what_matches(docs: Any, sddb: Any, tmp_path: Any) -> None:
+    searched = tmp_path / "searched"
+
+    def late(text: str, searched: Any = searched) -> list[float]:
+        if text == "asked":
+            searched.touch()
+        while not searched.exists():
+            time.sleep(0.01)
+        return [float(len(text)), 1.0]
+
+    docs.create_model("late", late, type="vector")
+    docs.create_watcher("late", "note")
+    docs.create_semantic_index("notes", ["late"], ["note"])
+    with ThreadPoolExecutor(1) as thread:
+        writing = thread.submit(docs.insert_one, {"note": "written"})
+        while not docs.count_documents({"note": "written"}):
+            time.sleep(0.01)
+        result = sddb("find --index notes", '{"note": "written", "$like": {"note": "asked"}}').value
+        assert [document["note"] for document in result] == ["written"]
+        writing.result(30)
+    assert len(sddb("find --index notes", '{"note": "else", "$like": {"note": "asked"}}').value) == 0
+
+
+def test_like_on_the_line_is_like_in_the_body(docs: Any, sddb: Any) -> None:
+    def ranked(found: Any) -> list[Any]:
+        return [(document["_id"], document["_score"]) for document in found]
+
+    twin = docs.find({}, like={"text": "wool hat"}, n=3).to_list()
+    result = sddb("""find -n 3 --like '{text: "wool hat"}'""").value
+    assert ranked(result) == ranked(twin) == ranked(eval(result.query, {"docs": docs}))
+    cheap, first, second = {"price": {"$lt": 100}}, twin[0], twin[1]
+    both = sddb("find -n 2 --like first --like second", "cheap", first=first, second=second, cheap=cheap).value
+    assert ranked(both) == ranked(docs.find(cheap, like=[first, second], n=2))
+    assert sddb("""find_one --like '{text: "straw"}'""").value["color"] == "yellow"
+    with pytest.raises(InvalidInputError, match="give one of them"):
+        sddb("find --like first", '{"$like": {"text": "hat"}}', first=first)
 
 
 def test_the_query_of_a_result_reproduces_it(docs: Any, sddb: Any) -> None:

@@ -99,7 +99,7 @@ def test_plain_text_informs_by_itself() -> None:
         "1  0.900  text 0      0    0\n"
         "2  0.800  text 1    1.5    1\n"
         "3  0.700  text 2      3    2\n"
-        "3 documents · index meaning (exact; 1,995 candidates) · 12 still wait for their output · 4 ms"
+        "3 documents · index meaning (exact; 1,995 candidates) · 12 still wait for their output (%sddb wait) · 4 ms"
         " · default: shop.products"
     )
 
@@ -411,4 +411,13 @@ def test_plots_at_the_edges() -> None:
 
 def test_long_times_are_told_in_seconds() -> None:
     assert "12.3 s" in repr(Result(HITS, facts=Facts(took_ms=12_345.0)))
-    assert "9,999 ms" in repr(Result(HITS, facts=Facts(took_ms=9_999.0)))
+    assert "3.26 s" in repr(Result(HITS, facts=Facts(took_ms=3_258.0)))
+    assert "999 ms" in repr(Result(HITS, facts=Facts(took_ms=999.0)))
+
+
+def test_a_place_beyond_the_result_says_what_it_holds() -> None:
+    with pytest.raises(IndexError, match="no document 3: 3 documents"):
+        Result(HITS[:3])[3]
+    waiting = Facts(index="meaning", strategy="exact", pending=2)
+    with pytest.raises(IndexError, match=r"no document matches .* 2 still wait for their output"):
+        Result([], facts=waiting)[0]
