@@ -12,8 +12,13 @@ from typing import Any, Final
 from superduper_nb.widgets.jobs import JobTable
 from superduper_nb.widgets.listing import Note
 from superduper_nb.widgets.progress import JobsView
+from superduper_nb.widgets.results import Facts, Result
 
-__all__ = ["BUNDLES", "DISPLAYS", "job_list_bundle", "sentence", "show_jobs", "write_bundle"]
+__all__ = ["BUNDLES", "DISPLAYS", "cursor_bundle", "job_list_bundle", "sentence", "show_jobs", "write_bundle"]
+
+_SHOWN: Final = 20
+_TAILABLE: Final = 2
+"""The flag of pymongo's cursors that wait for documents to come."""
 
 
 def show_jobs(jobs: Any) -> None:
@@ -26,6 +31,22 @@ def show_jobs(jobs: Any) -> None:
     else:
         show: Any = display  # untyped in IPython
         show(Note("no jobs: nothing has to run"))
+
+
+def cursor_bundle(cursor: Any) -> dict[str, str] | None:
+    """Return the first documents of a query as a table, as mongosh does; the cursor itself stays where it is."""
+    if cursor._query_flags & _TAILABLE:
+        return None
+    look: Any = cursor.clone()
+    known: dict[str, Any] = {}
+    if look._search is None:
+        look.limit(min(abs(look._limit) or _SHOWN + 1, _SHOWN + 1))
+    documents = list(look)
+    if (reply := look.reply) is not None:
+        known = {name: getattr(reply, name) for name in ("index", "strategy", "candidates", "pending")}
+    more = reply is None and len(documents) > _SHOWN
+    facts = Facts(source=cursor.collection.full_name, more=more, **known)
+    return Result(documents[:_SHOWN] if more else documents, facts=facts)._repr_mimebundle_()
 
 
 def write_bundle(result: Any) -> dict[str, str]:
@@ -65,6 +86,7 @@ DISPLAYS: Final = {
 """Functions that display by themselves."""
 
 BUNDLES: Final = {
+    ("superduper_nb.client.cursor", "Cursor"): cursor_bundle,
     ("superduper_nb.client.jobs", "JobList"): job_list_bundle,
     ("superduper_nb.client.results", "BulkWriteResult"): write_bundle,
     ("superduper_nb.client.results", "DeleteResult"): write_bundle,

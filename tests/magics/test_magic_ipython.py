@@ -53,6 +53,22 @@ def test_the_session_of_the_design(connected: Any, docs: Any) -> None:
     assert connected.run_cell('assert len(docs.predict("words", "a red scarf")) == 64').success
 
 
+def test_a_cursor_shows_its_first_documents_and_stays_where_it_is(connected: Any, docs: Any) -> None:
+    def shown(cursor: Any) -> str:
+        text: str = connected.display_formatter.format(cursor)[0]["text/plain"]
+        return text
+
+    cursor = docs.find().sort("price")
+    assert shown(cursor).splitlines()[-1] == f"6 documents · {docs.full_name}"
+    assert "<table" in connected.display_formatter.format(cursor)[0]["text/html"]
+    assert len(list(cursor)) == 6
+    assert "6 documents" in shown(cursor)
+    assert "2 documents · index meaning (exact" in shown(docs.find(like={"text": "wool hat"}, n=2))
+    assert "3 documents · " in shown(docs.find().limit(-3))
+    docs.database["many"].insert_many({"n": n} for n in range(30))
+    assert "20 documents, more match" in shown(docs.database["many"].find())
+
+
 def test_line_magics_give_values_and_work_in_functions(connected: Any, docs: Any) -> None:
     connected.run_cell(f"%sddb use {docs.full_name}")
     assert connected.run_cell("n = %sddb count").success
