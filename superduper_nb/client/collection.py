@@ -15,7 +15,7 @@ from superduper_nb.client.registered import Registered, passed_on
 from superduper_nb.components.store import check_identifier
 from superduper_nb.documents.content import pending_content
 from superduper_nb.documents.paths import BASE, OUTPUTS, check_path
-from superduper_nb.errors import InvalidInputError
+from superduper_nb.errors import InvalidInputError, NotFoundError, did_you_mean
 from superduper_nb.jobs.watchers import Watcher, overlap, plan
 from superduper_nb.models.apply import check_batch_size
 from superduper_nb.search.measures import BUILTIN
@@ -187,8 +187,9 @@ class Collection(DerivingCollection[_DocumentType]):
         check_identifier("A semantic index", id)
         workspace = self._workspace
         _check_pairs(workspace, models, keys)
-        if measure not in BUILTIN:
-            workspace.store.get("measure", measure)
+        if measure not in BUILTIN and workspace.store.find("measure", measure) is None:
+            known = did_you_mean(measure, [*BUILTIN, *workspace.store.ids("measure")])
+            raise NotFoundError(f"No measure {measure!r} in {self.database.name}.{known}")
         read = self._read_by(f"{models[0]}/{keys[0]}", features)
         definition: dict[str, Any] = {
             "models": list(models),

@@ -13,6 +13,7 @@ from superduper_nb.magics.fields import sampled
 from superduper_nb.magics.line import Parser
 from superduper_nb.widgets.listing import Listing, Note
 from superduper_nb.widgets.results import Document
+from superduper_nb.widgets.values import Bytes
 
 __all__ = ["COMMANDS", "KINDS", "component", "config", "describe", "stats", "trust", "types"]
 
@@ -77,29 +78,34 @@ def stats(call: Call) -> Document:
     database, target = call.database, call.target
     if not target.collection:
         found = database.command("dbStats")
-        return Document({name: found[key] for name, key in _OF_DATABASE.items() if key in found})
+        return Document({name: _sized(name, found[key]) for name, key in _OF_DATABASE.items() if key in found})
     (found, *_) = database[target.collection].aggregate([{"$collStats": {"storageStats": {}}}])
     told = {name: found["storageStats"].get(key) for name, key in _OF_COLLECTION.items()}
-    told["bytes by index"] = dict(found["storageStats"].get("indexSizes", {}))
-    return Document({name: value for name, value in told.items() if value is not None})
+    sizes = {name: Bytes(size) for name, size in found["storageStats"].get("indexSizes", {}).items()}
+    shown = {name: _sized(name, value) for name, value in told.items() if value is not None}
+    return Document(shown | {"size of each index": sizes})
+
+
+def _sized(name: str, value: Any) -> Any:
+    return Bytes(value) if name.startswith("size") else value
 
 
 _OF_DATABASE: Final = {
     "database": "db",
     "collections": "collections",
     "documents": "objects",
-    "bytes": "dataSize",
-    "bytes on disk": "storageSize",
+    "size": "dataSize",
+    "size on disk": "storageSize",
     "indexes": "indexes",
-    "bytes of indexes": "indexSize",
+    "size of indexes": "indexSize",
 }
 _OF_COLLECTION: Final = {
     "documents": "count",
-    "bytes": "size",
-    "bytes a document": "avgObjSize",
-    "bytes on disk": "storageSize",
+    "size": "size",
+    "size of a document": "avgObjSize",
+    "size on disk": "storageSize",
     "indexes": "nindexes",
-    "bytes of indexes": "totalIndexSize",
+    "size of indexes": "totalIndexSize",
 }
 
 
@@ -145,7 +151,13 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
         elif hasattr(value, "get_secret_value"):
             yield f"{prefix}{name}", "(set, not shown)"
         else:
-            yield f"{prefix}{name}", "" if value is None else str(value)
+            yield f"{prefix}{name}", _setting(value)
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, tuple | list | frozenset | set):
+        return ", ".join(sorted(map(str, value)))
+    return "" if value is None else str(value)
 
 
 def trust(call: Call) -> Note:

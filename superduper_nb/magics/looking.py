@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from superduper_nb.magics.call import Call
 from superduper_nb.magics.command import Command
 from superduper_nb.widgets.listing import Listing
+from superduper_nb.widgets.values import Bytes
 
 if TYPE_CHECKING:
     from superduper_nb.client import Collection, Database
@@ -20,7 +21,7 @@ SERVERS_OWN: Final = frozenset({"admin", "config", "local"})
 def databases(call: Call) -> Listing:
     """List the databases."""
     found = (entry for entry in call.connection.client.list_databases() if entry["name"] not in SERVERS_OWN)
-    rows = ({"database": entry["name"], "bytes": entry["sizeOnDisk"]} for entry in found)
+    rows = ({"database": entry["name"], "on disk": Bytes(entry["sizeOnDisk"])} for entry in found)
     return Listing(rows, empty="no database yet: the first insert makes one")
 
 
@@ -35,9 +36,12 @@ def collections(call: Call) -> Listing:
 def models(call: Call) -> Listing:
     """List the models of the database in use, and what is loaded of them."""
     database = call.database
-    rows = call.connection.client.services.models(database.name)
+    rows = ({**row, **_memory(row, "rss")} for row in call.connection.client.services.models(database.name))
     return Listing(
-        rows, heading=f"models of {database.name}", empty=f"{database.name} has no model: collection.create_model(…)"
+        rows,
+        heading=f"models of {database.name}",
+        empty=f"{database.name} has no model: collection.create_model(…)",
+        columns=_MODEL,
     )
 
 
@@ -62,7 +66,7 @@ def indexes(call: Call) -> Listing:
         {
             "index": name,
             "collection": collection.name,
-            **_chosen(collection.semantic_indexes.describe(name), _INDEX),
+            **_joined(_chosen(collection.semantic_indexes.describe(name), _INDEX)),
             **_live(loaded.get((collection.name, name))),
         }
         for collection in _collections(call)
@@ -71,19 +75,29 @@ def indexes(call: Call) -> Listing:
     return Listing(rows, empty=f"{call.target} has no semantic index: collection.create_semantic_index(…)")
 
 
+_MODEL: Final = ("id", "version", "type", "device", "state", "memory", "inputs", "errors", "p50_ms", "p95_ms")
 _WATCHER: Final = ("model", "key", "filter", "features", "version")
 _INDEX: Final = ("models", "keys", "measure", "filter", "version")
-_LIVE: Final = ("state", "size", "dimension", "kind", "bytes", "skipped")
+_LIVE: Final = ("state", "size", "dimension", "kind", "skipped")
 
 
 def _chosen(facts: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-    return {name: facts[name] for name in names if facts.get(name) not in (None, {}, [])}
+    return {name: facts[name] for name in names if facts.get(name) not in (None, {}, [], 0)}
+
+
+def _joined(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Write lists of names as one text: mostly there is one."""
+    return {name: ", ".join(value) if isinstance(value, list) else value for name, value in facts.items()}
 
 
 def _live(entry: Mapping[str, Any] | None) -> dict[str, Any]:
     if entry is None:
         return {"state": "not loaded"}
-    return _chosen(entry, _LIVE)
+    return _chosen(entry, _LIVE) | _memory(entry, "bytes")
+
+
+def _memory(row: Mapping[str, Any], name: str) -> dict[str, Bytes]:
+    return {"memory": Bytes(row[name])} if row.get(name) else {}
 
 
 def _collections(call: Call) -> Iterator[Collection[dict[str, Any]]]:

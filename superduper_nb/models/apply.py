@@ -61,8 +61,8 @@ def check_model(obj: object) -> None:
     called = callable(obj) and not _without_forward(obj)
     if not (called or _estimator_method(obj) or any(hasattr(obj, step) for step in steps)):
         raise InvalidInputError(
-            f"A {type(obj).__name__} is no model: give a torch.nn.Module, an estimator with predict or transform, "
-            "a callable, or an object with forward or preprocess."
+            f"An object of type {type(obj).__name__} is no model: give a torch.nn.Module, an estimator with predict or "
+            "transform, a callable, or an object with forward or preprocess."
         )
 
 

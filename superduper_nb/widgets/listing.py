@@ -38,10 +38,20 @@ class Listing(Sequence[dict[str, Any]]):
         What they are.
     empty : str
         What to show where there are none, and how to make one.
+    columns : sequence of str
+        Which fields to show, in this order; default: all. Programs get all.
     """
 
-    def __init__(self, rows: Iterable[Mapping[str, Any]], *, heading: str = "", empty: str = "nothing") -> None:
+    def __init__(
+        self,
+        rows: Iterable[Mapping[str, Any]],
+        *,
+        heading: str = "",
+        empty: str = "nothing",
+        columns: Sequence[str] = (),
+    ) -> None:
         self._rows = [dict(row) for row in rows]
+        self._columns = tuple(columns)
         self.heading = heading
         self.empty = empty
 
@@ -81,7 +91,10 @@ class Listing(Sequence[dict[str, Any]]):
         return html.table_html(columns, drawn, heading=visible(self.heading), footer=self._footer(len(drawn)))
 
     def _grid(self) -> Grid:
-        return grid(self._rows[:MOST_ROWS])
+        shown = self._rows[:MOST_ROWS]
+        if self._columns:
+            shown = [{name: row[name] for name in self._columns if name in row} for row in shown]
+        return grid(shown)
 
     def _footer(self, shown: int) -> str:
         return "" if shown == len(self) else f"{shown:,} shown of {len(self):,}"

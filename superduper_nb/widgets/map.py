@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from importlib import import_module
 from threading import Thread
@@ -79,6 +80,8 @@ class EmbeddingMap:
             collection, filter, semantic_index=semantic_index, label=label, color=color, limit=limit
         )
         self.layout: Layout = "pca"
+        self._group = "group" if color in (None, "x", "y", "label") else str(color)
+        """What the column that colours the points is called: the legend and the tooltip show it."""
         self.xy, self._share = import_module(_PLANE).principal(self.points.vectors)
         self._scatter: Any = None
         self._parts: tuple[Any, ...] = ()
@@ -156,10 +159,10 @@ class EmbeddingMap:
 
     def _made(self) -> Any:
         scatter = import_module("jscatter").Scatter(data=self._frame(), x="x", y="y", height=440, width="auto")
-        told = ["group"] if self._colored() else []
+        told = [self._group] if self._colored() else []
         scatter.tooltip(enable=True, properties=told, preview="label", preview_type="text")
         scatter.axes(False)
-        scatter.size(default=max(2, min(9, 2_000 // len(self))))
+        scatter.size(default=max(2, min(9, 220 // math.isqrt(len(self)))))
         scatter.camera(distance=1.2)  # room around, so that a lasso gets around the outermost
         scatter.legend(self._colored())
         self._paint(scatter, dark=False)
@@ -170,7 +173,9 @@ class EmbeddingMap:
         scatter.background("#111111" if dark else "#ffffff")
         scatter.axes(True)
         scatter.axes(False)  # which their new colour has drawn
-        scatter.color(default="#7fb0ff" if dark else "#2f6fd6", **({"by": "group"} if self._colored() else {}))
+        # "auto": the palette that the background asks for, also where that has changed.
+        by = {"by": self._group, "map": "auto", "labeling": {"variable": self._group}} if self._colored() else {}
+        scatter.color(default="#7fb0ff" if dark else "#2f6fd6", **by)
 
     def _colored(self) -> bool:
         return 1 < len(set(self.points.groups)) <= _MOST_COLORS
@@ -179,7 +184,7 @@ class EmbeddingMap:
         pandas = import_module("pandas")
         frame = pandas.DataFrame({"x": self.xy[:, 0], "y": self.xy[:, 1], "label": self.points.labels})
         if self._colored():
-            frame["group"] = pandas.Categorical(self.points.groups)
+            frame[self._group] = pandas.Categorical(self.points.groups)
         return frame
 
     def _lay_out(self) -> None:

@@ -1,8 +1,9 @@
-"""The live part of a progress view: one HTML and one button, in one box."""
+"""The live part of a progress view: one HTML, its style, and one button, in one box."""
 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any, Final, Literal
@@ -21,6 +22,9 @@ _LABELS: Final[Mapping[str, tuple[str, str, str]]] = {
     "retry": ("Retry", "Queueing…", "Queue what failed again"),
     "stop": ("Stop following", "Stopping…", "Leave the view as it is now"),
 }
+
+
+_STYLE: Final = re.compile(r"<style>.*?</style>", re.DOTALL)
 
 
 def panel(html: str, act: Callable[[Action], None]) -> Panel | None:
@@ -50,11 +54,18 @@ class Panel:
     def __init__(self, html: str, act: Callable[[Action], None]) -> None:
         widgets = import_module("ipywidgets")
         self._act, self._action, self._problem = act, "", ""
-        self._html = widgets.HTML(html)
-        beside = widgets.Layout(width="auto", align_self="flex-start", margin="4px 0 0 0", display="none")
+        shared = widgets.Layout()
+        self._html = widgets.HTML(layout=shared)
+        # Apart, and sent once: with a style in what changes, a browser looks at the whole page anew each time.
+        self._style = widgets.HTML(layout=shared, style=self._html.style)
+        self._style.add_class("sddb-unseen")
+        self.draw(html)
+        beside = widgets.Layout(width="auto", align_self="flex-start", margin=None, display="none")
         self._button = widgets.Button(layout=beside)
+        self._button.add_class("sddb-act")
         self._button.on_click(self._clicked)
-        self._box = widgets.VBox([self._html, self._button])
+        self._box = widgets.VBox([self._style, self._html, self._button], layout=shared)
+        self._box.add_class("sddb-acting")
         _heard_while_busy(self._button)
 
     @property
@@ -64,7 +75,8 @@ class Panel:
 
     def draw(self, html: str) -> None:
         """Show other HTML."""
-        self._html.value = html
+        self._style.value = "".join(_STYLE.findall(html))
+        self._html.value = _STYLE.sub("", html)
 
     def offer(self, action: Action) -> None:
         """Let the button do something else; the same again changes nothing, so that a click is not forgotten."""
@@ -83,7 +95,7 @@ class Panel:
 
     def close(self) -> None:
         """Close every widget; ipywidgets keeps layouts and styles alive otherwise."""
-        for part in (self._box, self._html, self._button):
+        for part in (self._box, self._style, self._html, self._button):
             for widget in (part, part.layout, getattr(part, "style", None)):
                 if widget is not None:
                     widget.close()

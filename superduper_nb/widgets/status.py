@@ -7,6 +7,7 @@ from typing import Any, Final, Literal
 
 from superduper_nb.widgets import html
 from superduper_nb.widgets.clean import shorten, spell, visible
+from superduper_nb.widgets.values import sized
 
 __all__ = ["Status"]
 
@@ -111,7 +112,7 @@ def _is_more(key: str, value: Any) -> bool:
 
 def _fact(name: str, value: Any) -> str:
     if name in ("rss", "bytes"):
-        return f"memory: {value / 2**20:,.0f} MiB"
+        return f"memory: {sized(value)}"
     if isinstance(value, list):
         value = len(value)
     told = _short(name.replace("_", " "))

@@ -19,7 +19,7 @@ from superduper_nb.widgets.pictures import Budget, Picture, is_picture, thumbnai
 from superduper_nb.widgets.sniffing import media_kind
 from superduper_nb.widgets.sounds import Sound, is_sound, player
 
-__all__ = ["Cell", "Kind", "Limits", "cell", "is_vector"]
+__all__ = ["Bytes", "Cell", "Kind", "Limits", "cell", "is_vector", "sized"]
 
 LONGEST: Final = 500
 NODES: Final = 80
@@ -29,6 +29,20 @@ VECTOR: Final = 8
 """A list of this many numbers or more is a vector: its first and last numbers and its length are shown."""
 
 Kind = Literal["text", "number", "flag", "null", "id", "time", "vector", "bytes", "other", "picture", "sound", "nested"]
+
+
+class Bytes(int):
+    """A number of bytes: a number to programs, ``12.4 KiB`` to readers."""
+
+
+def sized(count: int) -> str:
+    """Return a number of bytes as one reads it."""
+    size, unit = float(count), "bytes"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if abs(size) < 1024:
+            break
+        size, unit = size / 1024, larger
+    return f"{size:,.0f} {unit}" if unit == "bytes" or size >= 100 else f"{size:,.3g} {unit}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +156,8 @@ def _plain(value: Any) -> Cell:
         return Cell("null", "null")
     if isinstance(value, bool):
         return Cell("flag", "true" if value else "false")
+    if isinstance(value, Bytes):
+        return Cell("number", sized(value))
     if isinstance(value, int | float):
         return Cell("number", _number(value))
     if isinstance(value, str):

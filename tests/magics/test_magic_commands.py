@@ -200,8 +200,8 @@ def test_trust(docs: Any, sddb: Any, connections: Any, mongo_uri: str, monkeypat
 def test_stats(docs: Any, sddb: Any) -> None:
     told = sddb("stats").value
     assert told["documents"] == 6
-    assert told["bytes"] > 0
-    assert "_id_" in told["bytes by index"]
+    assert told["size"] > 0
+    assert "_id_" in told["size of each index"]
     assert sddb(f"stats --in {docs.database.name}").value["database"] == docs.database.name
 
 

@@ -13,7 +13,7 @@ def test_facts_are_told_as_people_say_them() -> None:
         "models": 1,
     }
     line = repr(Status({"components": {"model_server": server}})).splitlines()[-1]
-    assert line.endswith("memory: 2,000 MiB, replicas: 2, models: 1")
+    assert line.endswith("memory: 1.95 GiB, replicas: 2, models: 1")
     assert "model server" in line
     algebra = {"state": "running", "indexes": 2, "bytes": 5 * 2**20}
     assert repr(Status({"components": {"linear_algebra": algebra}})).endswith("indexes: 2, memory: 5 MiB")

@@ -52,14 +52,11 @@ function say(node, text) {
   }
 }
 
-/** @param {string} state */
-const mood = state => MOODS[state] ?? ["", "○"];
-
 /** @param {number} count */
 const counted = count => count.toLocaleString("en");
 
 /** @param {number} bytes */
-const sized = bytes => (bytes >= 2 ** 20 ? `${counted(Math.round(bytes / 2 ** 20))} MB` : `${Math.ceil(bytes / 1024)} kB`);
+const sized = bytes => (bytes >= 2 ** 20 ? `${counted(Math.round(bytes / 2 ** 20))} MiB` : `${Math.ceil(bytes / 1024)} KiB`);
 
 /** A row: what it is called, its state, what else there is to say. */
 class Row {
@@ -70,9 +67,14 @@ class Row {
     this.node = element("li", {}, this.name, this.state, this.more);
   }
 
+  /** @param {string} state @returns {[string, string]} */
+  mood(state) {
+    return MOODS[state] ?? ["", "○"];
+  }
+
   /** @param {string} name @param {string} state @param {string} more @param {string} [label] what the state is called */
   show(name, state, more, label = state) {
-    const [kind, mark] = mood(state);
+    const [kind, mark] = this.mood(state);
     say(this.name, name);
     say(this.state, label && `${mark} ${label}`);
     say(this.more, more);
@@ -93,6 +95,11 @@ class JobRow extends Row {
     this.waiting = false;
     this.node.classList.add("sddb-job");
     this.node.append(this.bar, this.button, this.error);
+  }
+
+  /** @param {string} state a job that runs is busy, a component that does is well */
+  mood(state) {
+    return state === "running" ? /** @type {[string, string]} */ (["busy", "◐"]) : super.mood(state);
   }
 
   /** @param {Job} job */
