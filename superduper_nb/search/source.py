@@ -9,7 +9,7 @@ from typing import Any, Final, cast
 import bson
 from bson import Timestamp
 from bson.raw_bson import RawBSONDocument
-from pymongo import ReadPreference
+from pymongo import CursorType, ReadPreference
 from pymongo.change_stream import ChangeStream
 from pymongo.collection import Collection
 from pymongo.errors import OperationFailure
@@ -81,8 +81,11 @@ class Source:
     def batches(self) -> Iterator[bytes]:
         """Yield all documents of the index, with their outputs, as BSON one behind the other."""
         query = self._current({})
+        # mongod then sends on without being asked for each batch: it reads while we look. Not every mongos does that.
+        kind = CursorType.NON_TAILABLE if self._database.client.is_mongos else CursorType.EXHAUST
+        batches = self._collection.find_raw_batches(query, {self.path: 1}, batch_size=BATCH, cursor_type=kind)
         # The bytes of many documents at a time: what it yields is not what its annotation says.
-        found = cast("Iterator[bytes]", self._collection.find_raw_batches(query, {self.path: 1}, batch_size=BATCH))
+        found = cast("Iterator[bytes]", batches)
         with ThreadPoolExecutor(1, "index load") as pool:
             following = pool.submit(next, found, b"")
             while batch := following.result():
