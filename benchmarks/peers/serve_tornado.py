@@ -9,7 +9,7 @@ from functools import partial
 
 import tornado.web
 
-from superduper_nb.services import current_version, load_model
+from superduper_nb.services.child import current_version, load_model
 from superduper_nb.serving import ModelServer
 
 
