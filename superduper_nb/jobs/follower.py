@@ -31,6 +31,7 @@ from superduper_nb.jobs.foreground import owner_name
 from superduper_nb.jobs.outputs import Refresh
 from superduper_nb.jobs.records import COLLECTION, LEASE_MS, JobStore
 from superduper_nb.jobs.tasks import is_passing
+from superduper_nb.jobs.underway import Underway
 from superduper_nb.jobs.upkeep import DOWNLOAD, WHOLE_COLLECTION, Step, Work, new_jobs, upkeep_of
 from superduper_nb.jobs.values import ACTIVE_STATES, NewJob
 from superduper_nb.jobs.watchers import Watcher, plan
@@ -112,9 +113,12 @@ class _Database:
         self._on_jobs, self._stop = on_jobs, stop
         self._owner = f"{owner_name()}:{uuid.uuid4().hex[:6]}"
         self._store, self._loader = JobStore(self._database), Loader(self._database)
+        self._underway = Underway(self._store)
         self._noted: dict[str, Noted] = {}
         self._deleted: dict[str, datetime] = {}
         """For each collection, when something was last deleted."""
+        self._once: set[str] = set()
+        """Collections in which no identifier was inserted twice since the jobs that are under way were recorded."""
         self._since = self._renewed = self._saved = self._acted = self._reads_until = 0.0
 
     def run(self) -> None:
@@ -167,6 +171,8 @@ class _Database:
         self._noted.clear()  # what was noted and not stored comes again
         self._deleted.clear()
         collections, looked = self._collections(), time.monotonic()
+        first = self._database["_sddb.follow"].find_one({"_id": "outputs"}) is None
+        self._once = {name for name in collections if first or not self._busy(name)}
         pipeline = changes_of(sorted(collections))
         with self._database.watch(pipeline, max_await_time_ms=200, batch_size=_MANY, **self._start()) as stream:
             while not self._stop.is_set() and stream.alive:
@@ -176,7 +182,7 @@ class _Database:
                         self._go_back()
                         return
                 self._let_write()
-                event = stream.try_next()
+                event = None if self._full() else stream.try_next()
                 if event is not None:
                     self._note(event)
                 if (event is None or self._overdue()) and self._act() and stream.resume_token:
@@ -186,6 +192,10 @@ class _Database:
         if not self._stop.is_set():  # the database was dropped: its stream can't be resumed, and there is nothing left
             self._database["_sddb.follow"].delete_one({"_id": "outputs"})
             self._stop.wait(_PAUSE_S)
+
+    def _full(self) -> bool:
+        """Say whether too much is kept back to read on; that lasts no longer than a client's write, or its hold."""
+        return self._count() >= _TOO_MANY and (self._stop.wait(_STEP_S) or True)
 
     def _let_write(self) -> None:
         """Wait while a client of ours is in the midst of a write: to read what it writes would take MongoDB from it."""
@@ -226,6 +236,7 @@ class _Database:
             self._since = time.monotonic()
         noted = self._noted.setdefault(collection, Noted(self._database.codec_options))
         if event["operationType"] == "delete":
+            self._once.discard(collection)
             later = event["clusterTime"].as_datetime() + timedelta(seconds=1)
             self._deleted[collection] = event.get("wallTime", later)  # before MongoDB 6 only to the second
             return
@@ -248,8 +259,11 @@ class _Database:
         self._acted = time.monotonic()
         for collection in list(self._noted):
             patient = self._acted - self._since < _PATIENCE_S and self._count() < _TOO_MANY
-            if patient and self._busy(collection):
+            busy = self._busy(collection)
+            if busy and (patient or self._store.writing(collection)):
                 continue
+            if not busy:
+                self._once.add(collection)
             parts = self._noted.pop(collection).parts(_AT_ONCE)
             self._plan(collection, next(parts, ()), self._deleted.pop(collection, None))
             for part in parts:
@@ -264,7 +278,7 @@ class _Database:
         paths = [change.paths for change in noted]
         changed = None if None in paths else set().union(*(p for p in paths if p is not None))
         upkeep = upkeep_of(self._loader.store, collection)
-        fetching, content = self._fetching(collection, [change.id for change in noted])
+        fetching, content = self._fetching(collection, noted)
         planned = plan(upkeep.watchers, changed)
         stale = [id for part in partition_all(_MANY, noted) for id in self._stale(planned, part)]
         steps = upkeep.steps(changed, content) if stale or fetching else []
@@ -292,15 +306,20 @@ class _Database:
         self._store.create(list(new_jobs(steps, collection, work).values()))
         self._on_jobs(self._database.name)
 
-    def _fetching(self, collection: str, ids: list[Any]) -> tuple[list[Any], set[str]]:
+    def _fetching(self, collection: str, noted: Sequence[Change]) -> tuple[list[Any], set[str]]:
         """Return the documents that have something to fetch, and where."""
         found: list[Any] = []
         places: set[str] = set()
-        for part in partition_all(_MANY, ids):
-            some, where = with_downloads(self._database[collection], part)
-            found += some
+        for part in partition_all(_MANY, noted):
+            some, where = with_downloads(self._database[collection], [change.id for change in part])
+            named = self._named(DOWNLOAD, collection, "", untouched(part)) if some else set()
+            found += [id for id in some if id_key(id) not in named]
             places |= where
         return found, places
+
+    def _named(self, kind: str, collection: str, component: str, inserted: Sequence[Any]) -> set[Any]:
+        """Return the keys of those documents that a job under way is still to come to."""
+        return self._underway.names(kind, collection, component, inserted) if collection in self._once else set()
 
     def _stale(self, planned: Sequence[tuple[Watcher, tuple[str, ...]]], changes: Sequence[Change]) -> Iterator[Any]:
         """Yield those of which an output is not current."""
@@ -308,8 +327,9 @@ class _Database:
         for watcher, _ in planned:
             with suppress(NotFoundError):  # its model was deleted
                 refresh = Refresh(self._database, self._loader, watcher)
-                computed = {id_key(id) for id in refresh.computed(new)}
-                tasks, drops, _ = refresh.look([id for id in left if id_key(id) not in computed])
+                done = {id_key(id) for id in refresh.computed(new)}
+                done |= self._named("outputs", watcher.collection, watcher.id, new)
+                tasks, drops, _ = refresh.look([id for id in left if id_key(id) not in done])
                 found = {id_key(id): id for id in (*(task.id for task in tasks), *(id for id, _ in drops))}
                 yield from found.values()
                 left = [id for id in left if id_key(id) not in found]

@@ -138,6 +138,20 @@ class JobStore:
         query = {"state": {"$in": list(ACTIVE_STATES)}, "collection": collection}
         return tuple(job["_id"] for job in self._jobs.find(query, {"_id": 1}))
 
+    def underway(self, kind: str, collection: str, component: str) -> Records:
+        """Return the work of a component's jobs that have not ended, and name their documents.
+
+        One on hold is not among them: should its writer die, it may have passed documents that came after its hold.
+        """
+        query = {"state": {"$in": list(ACTIVE_STATES)}, "hold": None, "work.filter": {"$exists": False}}
+        which = {"kind": kind, "collection": collection, "component": component}
+        return list(self._jobs.find({**query, **which}, {"collection": 1, "work": 1}).sort("_id", 1))
+
+    def writing(self, collection: str) -> bool:
+        """Say whether a client of ours is in the midst of a write to a collection."""
+        held = {"state": "pending", "collection": collection, "$expr": {"$gt": ["$hold", "$$NOW"]}}
+        return self._jobs.find_one(held, {"_id": 1}) is not None
+
     def logs(self, id: str, since: int = 0) -> Records:
         """List what a job printed, from line `since` on."""
         self.get(id)

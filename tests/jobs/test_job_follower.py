@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from bson import Binary, ObjectId
 from job_world import GOOD, Oracle, ThreadPool, World
 from pymongo import MongoClient
 
+import superduper_nb.jobs.follower as follower_module
 from superduper_nb.jobs.changes import Change, Noted, untouched
 from superduper_nb.jobs.dispatcher import Dispatcher
 from superduper_nb.jobs.follower import Follower
@@ -48,6 +50,21 @@ def follow(mongo_uri: str, dispatch: Start) -> Iterator[Callable[[], Follower]]:
         client.close()
 
 
+def jobs_but(world: World, own: list[str]) -> list[dict[str, Any]]:
+    return [job for job in world.store.list() if job["_id"] not in own]
+
+
+def named(world: World, jobs: list[dict[str, Any]]) -> list[Any]:
+    """Return the documents that jobs name."""
+    found: list[Any] = []
+    for job in jobs:
+        chunk = world.store.chunks.after(job, None)
+        while chunk is not None:
+            found += chunk[1]
+            chunk = world.store.chunks.after(job, chunk[0])
+    return found
+
+
 @pytest.fixture
 def oracle(world: World) -> Oracle:
     world.model("m", double)
@@ -74,6 +91,46 @@ def test_our_own_writes_are_not_planned_twice(world: World, oracle: Oracle, foll
     world.docs.insert_one({"_id": 99, "x": 99})  # behind them in the stream
     until(lambda: oracle.check([*range(20), 99]) == GOOD, timeout=30)
     assert world.database["_sddb.jobs"].count_documents({"kind": "outputs"}) == 21
+
+
+@pytest.fixture
+def impatient(world: World, mongo_uri: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Follow the database with no patience and little room, and run no jobs: whatever is recorded stays under way."""
+    monkeypatch.setattr(follower_module, "_PATIENCE_S", 0.0)
+    monkeypatch.setattr(follower_module, "_TOO_MANY", 500)
+    stop = threading.Event()
+    with MongoClient[dict[str, Any]](mongo_uri, w="majority") as client:
+        follow = follower_module._Database(client, world.database.name, lambda name: None, stop)
+        thread = threading.Thread(target=follow.run)
+        thread.start()
+        yield follow
+        stop.set()
+        thread.join()
+
+
+def test_documents_that_a_long_job_is_still_to_come_to_get_no_second_one(
+    world: World, oracle: Oracle, impatient: Any
+) -> None:
+    own = [world.insert([{"_id": f"{n}-{i}", "x": i} for i in range(2500)])["m/x"] for n in range(2)]
+    world.docs.insert_many([{"_id": i, "x": i} for i in range(150)])
+    until(lambda: 149 in named(world, jobs_but(world, own)), "a job of the last foreign document")
+    assert sorted(named(world, jobs_but(world, own))) == list(range(150))
+    world.docs.delete_one({"_id": "1-7"})
+    world.docs.insert_one({"_id": "1-7", "x": 5})  # the job may have passed it
+    until(lambda: "1-7" in named(world, jobs_but(world, own)), "a job of what was inserted again")
+    world.here([*own, *(job["_id"] for job in jobs_but(world, own))])
+    assert oracle.check([f"{n}-{i}" for n in range(2) for i in range(2500)] + list(range(150))) == GOOD
+
+
+def test_a_write_under_way_is_waited_for_and_kept_in_bounds(world: World, oracle: Oracle, impatient: Any) -> None:
+    own = world.jobs_for(range(3000), held=True)["m/x"]
+    world.docs.insert_many([{"_id": i, "x": i} for i in range(3000)])
+    until(impatient._full, "it keeps all back that it may")
+    assert impatient._count() == 500
+    world.store.release([own])
+    world.docs.insert_one({"_id": "last", "x": 1})
+    until(lambda: jobs_but(world, [own]), "a job of the last document")
+    assert named(world, jobs_but(world, [own])) == ["last"]
 
 
 def test_a_writer_that_does_not_come_to_its_end_keeps_no_write_of_others_back(
