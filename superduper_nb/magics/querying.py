@@ -63,17 +63,14 @@ def _first_of(cursor: Any, call: Call, filter: Mapping[str, Any], options: Mappi
     found: list[Any] = []
     rest = {name: value for name, value in filter.items() if name != "$like"}
     narrow = options.keys() & {"min_score", "max_score", "skip"}  # with these, nothing may well be the answer
-    if narrow or not (_waits(cursor) and call.collection.find_one(rest, {"_id": 1}, raw=True)):
+    if narrow or cursor.reply is None or not call.collection.find_one(rest, {"_id": 1}, raw=True):
         return found
-    deadline = time.monotonic() + PATIENCE_S
-    while not found and _waits(cursor) and time.monotonic() < deadline:
-        time.sleep(_LOOK_EVERY_S)
+    deadline, waits = time.monotonic() + PATIENCE_S, True
+    while not found and waits and time.monotonic() < deadline:
+        waits = cursor.reply.pending > 0  # if not, the job may have ended just after the search: one more look
+        time.sleep(_LOOK_EVERY_S if waits else 0)
         found = list(cursor.rewind())
     return found
-
-
-def _waits(cursor: Any) -> bool:
-    return cursor.reply is not None and cursor.reply.pending > 0
 
 
 def _explained(call: Call, filter: Mapping[str, Any], options: Mapping[str, Any]) -> Explanation:

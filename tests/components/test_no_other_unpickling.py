@@ -19,11 +19,10 @@ ALLOWED = {
     "components/fingerprint.py": "only writes, into a hash",
     "components/local_code.py": "only says how code is written",
     "documents/types.py": "the type 'pickle', which loads nothing that is not vouched for",
-    "serving/replica.py": "between the model server and its own child process",
+    "serving/outcomes.py": "between the model server and its own child process",
     "serving/server.py": "between the model server and its own child process",
     "serving/wire.py": "between the model server and its own child process",
     "serving/child.py": "between the model server and its own child process",
-    "serving/process.py": "between the model server and its own child process",
 }
 
 

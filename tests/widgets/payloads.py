@@ -62,7 +62,7 @@ ALLOWED = {
     "tbody": set(),
     "tr": {"class"},
     "th": {"scope", "class"},
-    "td": {"class"},
+    "td": {"class", "colspan"},
     "span": {"class"},
     "details": {"class"},
     "summary": set(),
