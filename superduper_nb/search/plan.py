@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,6 @@ import bson
 from bson.errors import BSONError
 from pymongo.collection import Collection
 from pymongo.errors import DocumentTooLarge, ExecutionTimeout, InvalidOperation, OperationFailure
-from toolz import partition_all
 
 from superduper_nb.errors import DeadlineError, InvalidInputError
 from superduper_nb.search.ids import id_key
@@ -25,7 +25,8 @@ __all__ = ["Hints", "Matching", "Plan", "check_filter", "planned", "planned_many
 
 _TIMEOUT_MS: Final = 30_000
 _FIRST_PROBE: Final = 64
-_LAST_PROBE: Final = 2048
+_LAST_PROBE: Final = 512, 2048
+"""Of a small and of a large index; between them a hundredth of it: more can't be had by codes (`Scorer`)."""
 _HINTS: Final = 256
 _AT_A_TIME: Final = 100_000
 _MAX_DEPTH: Final = 100
@@ -83,8 +84,9 @@ class Matching:
     def of(self, ids: Sequence[Any]) -> set[Any]:
         """Return the keys of those of these that match."""
         found: set[Any] = set()
-        for part in partition_all(_AT_A_TIME, {id_key(id): id for id in ids}.values()):
-            among = {"_id": {"$in": list(part)}}
+        unlike = list({id_key(id): id for id in ids}.values())
+        for start in range(0, len(unlike), _AT_A_TIME):
+            among = {"_id": {"$in": unlike[start : start + _AT_A_TIME]}}
             # Side by side where that can be: MongoDB takes some operators only at the top.
             query = {"$and": [among, self._filter]} if "_id" in self._filter else {**self._filter, **among}
             found.update(map(id_key, self._ids(query)))
@@ -165,7 +167,7 @@ def planned_many(
         found = index.search_many(queries, n, exact=exact)
         return [Plan(hits, hits.kind, hits.candidates, hits.candidates) for hits in found]
     probe = _first_probe(matching, n, hints)
-    if exact or not probe <= _LAST_PROBE or probe >= len(index):
+    if exact or probe > _last_probe(index) or probe >= len(index):
         return [planned(index, matching, query, n, exact=exact, hints=hints) for query in queries]
     found = index.search_many(queries, probe)
     passed = matching.of([id for hits in found for id in hits.ids])
@@ -178,18 +180,24 @@ def planned_many(
 
 
 def _probed(index: Searchable, matching: Matching, query: Floats, n: int, hints: Hints) -> Plan | None:
-    probe = _first_probe(matching, n, hints)
-    while probe <= _LAST_PROBE and probe < len(index):
+    probe, last = _first_probe(matching, n, hints), _last_probe(index)
+    while probe <= last and probe < len(index):
         candidates = index.search(query, probe)
         passed = matching.of(candidates.ids)
-        hints.put(matching.key, len(passed) / probe)
+        share = len(passed) / probe
+        hints.put(matching.key, share)
         if len(passed) >= n:
             return _of_probe(candidates, passed, n)
-        if probe == _LAST_PROBE:
+        if probe == last:
             return None
         # None passed of the first few: they may stand for many or for none, so one long look decides.
-        probe = max(2 * probe, _needed(n, len(passed) / probe) if passed else _LAST_PROBE)
+        probe = max(2 * probe, _needed(n, share) if passed else last)
     return None
+
+
+def _last_probe(index: Searchable) -> int:
+    small, large = _LAST_PROBE
+    return min(large, max(small, len(index) // 100))
 
 
 def _first_probe(matching: Matching, n: int, hints: Hints) -> int:
@@ -198,8 +206,8 @@ def _first_probe(matching: Matching, n: int, hints: Hints) -> int:
 
 
 def _needed(n: int, share: float) -> int:
-    """Return how many candidates to test, so that `n` pass very likely."""
-    return max(_FIRST_PROBE, int((1.5 * n + 8) / share)) if share > 0 else _LAST_PROBE + 1
+    """Return how many candidates to test, so that `n` pass 98 times of 100: two standard deviations more, and two."""
+    return max(_FIRST_PROBE, int((n + 2 * math.sqrt(n) + 2) / share)) if share > 0 else _LAST_PROBE[1] + 1
 
 
 def _of_probe(candidates: Hits, passed: set[Any], n: int) -> Plan:
