@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 import torch
 
 from superduper_nb.errors import InvalidInputError
+from superduper_nb.models.hushing import torchao_hushed
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -91,8 +92,9 @@ class SentenceEncoder(torch.nn.Module):
             raise InvalidInputError(
                 f"{path} is no folder with a model: config.json, weights and tokenizer belong there."
             )
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-        transformer = AutoModel.from_pretrained(path, local_files_only=True)
+        with torchao_hushed():
+            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+            transformer = AutoModel.from_pretrained(path, local_files_only=True)
         return cls(tokenizer, transformer, **{**_noted(path), **options})
 
     def preprocess(self, text: str) -> dict[str, list[int]]:

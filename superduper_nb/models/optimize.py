@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from typing import Any, Final, Literal, get_args
 
 from superduper_nb.errors import InvalidInputError
+from superduper_nb.models.hushing import torchao_hushed
 
 __all__ = ["Optimize", "check_optimize", "compare", "optimized"]
 
@@ -48,7 +49,8 @@ def optimized(module: Any, how: Optimize) -> Any:
     variant = copy.deepcopy(module)
     if how == "bf16":
         return _in_bfloat16(variant)
-    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+    with torchao_hushed():
+        from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 
     quantize_(variant, Int8DynamicActivationInt8WeightConfig())
     return variant

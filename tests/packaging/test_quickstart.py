@@ -27,5 +27,8 @@ def test_demo_shows_relevant_results_and_leaves_no_process() -> None:
     assert "hot beverage" in result.stdout
     assert "no process is left" in result.stdout
     page = (ROOT / "build" / "quickstart.html").read_text("utf-8")
+    assert (
+        'data-mime-type="application/vnd.jupyter.stderr"' not in page
+    )  # no library's warnings in the first thing that a reader sees
     assert "<table" in page
     assert "hot beverage" in page
