@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import psutil
 import pytest
 from pymongo import MongoClient
 from pymongo.database import Database
 
 from superduper_nb.cluster.mongod import Mongod, connect_options
+
+_ROOM = 2 * 2**30
+"""Bytes in memory: each process of tests takes a third of a gigabyte."""
 
 
 @pytest.fixture(autouse=True)
@@ -23,10 +29,26 @@ def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def mongo_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def _mongod_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Return a folder, in memory where there is room: each new collection and each index waits for a disk."""
+    memory = Path("/dev/shm")
+    if not memory.is_dir() or shutil.disk_usage(memory).free < _ROOM:
+        yield tmp_path_factory.mktemp("mongodb")
+        return
+    with tempfile.TemporaryDirectory(prefix="superduper-tests-", dir=memory, ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def mongo_uri(_mongod_folder: Path) -> Iterator[str]:
     """URI, with credentials, of an embedded MongoDB that lives as long as the session."""
-    with Mongod.attach(tmp_path_factory.mktemp("mongodb"), cache_gb=0.25) as mongod:
+    with Mongod.attach(_mongod_folder, cache_gb=0.25) as mongod:
+        with MongoClient[dict[str, Any]](mongod.uri) as client:
+            # Who drops a database waits for the journal to be written, which is done every 100 ms.
+            client.admin.command("setParameter", 1, journalCommitInterval=5)
+        keeper = psutil.Process(mongod.status()["keeper"])
         yield mongod.uri
+    psutil.wait_procs([keeper], timeout=20)
 
 
 @pytest.fixture(scope="session")
