@@ -18,7 +18,12 @@ USER = "superduper"
 PORTS = range(27100, 32000)
 """Below the ports that systems give to outgoing connections, so that the port of a restarting mongod stays free."""
 
+GOSSIP_ROLE = "superduper_gossip"
+"""Whose holder's cluster times mongod takes unsigned. It checks signatures by keys that it reads after it has started:
+until then, when it takes writes already, requests of clients that saw it before failed (KeyNotFound, 211)."""
+
 USER_NOT_FOUND = 11
+ROLE_EXISTS = 51002
 NOT_YET_INITIALIZED = 94
 
 
@@ -94,12 +99,25 @@ def set_password(client: MongoClient[dict[str, Any]], password: str) -> None:
     """Create our user, or give it the password."""
     from pymongo.errors import OperationFailure
 
+    _ensure_gossip_role(client)
+    account = {"pwd": password, "roles": ["root", GOSSIP_ROLE]}
     try:
-        client.admin.command("updateUser", USER, pwd=password, roles=["root"])
+        client.admin.command("updateUser", USER, **account)
     except OperationFailure as exc:
         if exc.code != USER_NOT_FOUND:
             raise
-        client.admin.command("createUser", USER, pwd=password, roles=["root"])
+        client.admin.command("createUser", USER, **account)
+
+
+def _ensure_gossip_role(client: MongoClient[dict[str, Any]]) -> None:
+    from pymongo.errors import OperationFailure
+
+    privilege = {"resource": {"cluster": True}, "actions": ["advanceClusterTime"]}
+    try:
+        client.admin.command("createRole", GOSSIP_ROLE, privileges=[privilege], roles=[])
+    except OperationFailure as exc:
+        if exc.code != ROLE_EXISTS:
+            raise
 
 
 def accepts(port: int) -> bool:
