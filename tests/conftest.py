@@ -12,10 +12,15 @@ from uuid import uuid4
 
 import psutil
 import pytest
+from hypothesis import settings
 from pymongo import MongoClient
 from pymongo.database import Database
 
 from superduper_nb.cluster.mongod import Mongod, connect_options
+
+# No property says how fast it is, and a machine with other work on it takes its time.
+settings.register_profile("suite", settings.default, deadline=None)
+settings.load_profile("suite")
 
 _ROOM = 2 * 2**30
 """Bytes in memory: each process of tests takes a third of a gigabyte."""
