@@ -100,7 +100,7 @@ def set_password(client: MongoClient[dict[str, Any]], password: str) -> None:
     from pymongo.errors import OperationFailure
 
     _ensure_gossip_role(client)
-    account = {"pwd": password, "roles": ["root", GOSSIP_ROLE]}
+    account: dict[str, Any] = {"pwd": password, "roles": ["root", GOSSIP_ROLE]}
     try:
         client.admin.command("updateUser", USER, **account)
     except OperationFailure as exc:

@@ -106,7 +106,5 @@ def test_any_sequence_of_writes(mongo_uri: str, home: Any, database: Any, monkey
     Writes.connect = staticmethod(lambda: database.client)
     run_state_machine_as_test(
         Writes,
-        settings=settings(
-            max_examples=6, stateful_step_count=12, suppress_health_check=list(HealthCheck)
-        ),
+        settings=settings(max_examples=6, stateful_step_count=12, suppress_health_check=list(HealthCheck)),
     )

@@ -68,9 +68,7 @@ def bson_reply(context: Any, response: Any) -> Any:
 
 
 @described.parametrize()
-@hypothesis.settings(
-    max_examples=15, derandomize=True, suppress_health_check=list(hypothesis.HealthCheck)
-)
+@hypothesis.settings(max_examples=15, derandomize=True, suppress_health_check=list(hypothesis.HealthCheck))
 def test_no_request_is_answered_with_5xx(live: Live, case: Any) -> None:
     """Send each case as it was made, and once more to what exists: most made-up names are found nowhere."""
     send = partial(case.call_and_validate, live.url + API.rstrip("/"), checks=CHECKS)
