@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from superduper_nb.search.measures import Floats, Measure
 
-__all__ = ["BestPairs", "best_of", "blocked_topk", "near_rows", "overtaking"]
+__all__ = ["BestPairs", "best_of", "blocked_topk", "near_rows", "overtaking", "row_norms"]
 
 _QUERIES: Final = 256
 _ROWS: Final = 4096
 """A block of scores is 4 MB: it stays in the cache while it is looked through."""
+_WIDENED: Final = 512
 _SLACK: Final = 8
 """Candidates are thinned out when they are so many times what is asked for."""
 _TAME: Final = (1e-15, 1e15)
@@ -204,9 +205,12 @@ def near_rows(
 
 def row_norms(vectors: Floats) -> Floats:
     """Return the Euclidean norm of each row."""
-    squares = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)
+    norms = np.empty(len(vectors), dtype=np.float32)
     with np.errstate(over="ignore"):
-        return np.asarray(np.sqrt(squares), dtype=np.float32)
+        for start in range(0, len(vectors), _WIDENED):  # in the cache this takes half of what einsum takes
+            wide = vectors[start : start + _WIDENED].astype(np.float64)
+            norms[start : start + _WIDENED] = np.sqrt(np.vecdot(wide, wide))
+    return norms
 
 
 class _Nearest:

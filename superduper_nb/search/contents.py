@@ -126,7 +126,10 @@ class Contents:
 
     def _usable(self, vectors: Floats) -> NDArray[np.bool_]:
         """Say which are finite and, where that counts, have a direction."""
-        squares = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)  # no float32 is too large for that
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            squares = np.vecdot(vectors, vectors)
+        if not (np.isfinite(squares) & (squares > 0)).all():  # as they seem to be in float32: look closer
+            squares = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)  # no float32 is too large for that
         fits = np.isfinite(squares)
         return np.asarray(fits & (squares > 0) if self.index.measure.name == "cosine" else fits)
 

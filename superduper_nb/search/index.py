@@ -124,7 +124,8 @@ class VectorIndex:
     def change(self, ids: list[Any], vectors: Floats, gone: Sequence[Any]) -> None:
         """Put some (their identifiers packed) and remove others, in one step: no search sees a state in between."""
         keys, lost = packed_keys(ids), id_keys(gone)
-        if len(last := dict(zip(keys, range(len(keys)), strict=True))) < len(keys):
+        if len(set(keys)) < len(keys):
+            last = dict(zip(keys, range(len(keys)), strict=True))
             ids, vectors, keys = [ids[i] for i in last.values()], vectors[list(last.values())], list(last)
         with self._changing:
             rows, slots = self._room(len(ids), vectors.shape[1]) if ids else (self._rows, self._slots)
@@ -139,7 +140,8 @@ class VectorIndex:
                     self._remove(rows, lost)
 
     def _show(self, rows: Rows, ids: list[Any], keys: list[Any]) -> None:
-        rows.alive[[slot for slot in map(self._slots.get, keys) if slot is not None]] = False
+        if not self._slots.keys().isdisjoint(keys):
+            rows.alive[[slot for slot in map(self._slots.get, keys) if slot is not None]] = False
         self._slots.update(zip(keys, range(rows.count, rows.count + len(ids)), strict=True))
         rows.show(ids)
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from superduper_nb.search.blocks import row_norms
 from superduper_nb.search.measures import Floats
 from superduper_nb.search.scan import DEPTHS, Segment
 
@@ -83,8 +84,7 @@ class Rows:
         """Write rows behind the last, where nobody looks yet; there must be room."""
         end = self.count + len(vectors)
         self.vectors[self.count : end] = vectors
-        with np.errstate(over="ignore"):
-            self.norms[self.count : end] = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
+        self.norms[self.count : end] = row_norms(vectors)
         self.alive[self.count : end] = True
 
     def show(self, ids: Sequence[Any]) -> None:

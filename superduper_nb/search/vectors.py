@@ -75,7 +75,7 @@ def _bfloat16(data: bytes) -> Any:
 
 _ID_AT: Final = 9
 """Where the value of ``_id`` begins: behind the length of the document, the type and the name of the field."""
-_INTS: Final[dict[int, tuple[str, Callable[[int], Any]]]] = {0x10: ("<i4", int), 0x12: ("<i8", Int64)}
+_INTS: Final[dict[int, tuple[str, Callable[[int], Any] | None]]] = {0x10: ("<i4", None), 0x12: ("<i8", Int64)}
 _OBJECT_ID: Final = 0x07
 _STRING: Final = 0x02
 
@@ -111,14 +111,17 @@ def blocks_of(batch: bytes, path: str) -> tuple[list[Block], list[bytes]]:
 def _by_size(batch: bytes) -> list[NDArray[np.uint8]]:
     """Return the documents of each size as the rows of an array."""
     data = np.frombuffer(batch, dtype=np.uint8)
+    size = int.from_bytes(batch[:4], "little")
+    if size and len(batch) % size == 0:
+        rows = data.reshape(-1, size)
+        if (rows[:, :4] == rows[0, :4]).all():  # where one ends the next begins, and is as long
+            return [rows]
     starts: dict[int, list[int]] = {}
     start = 0
     while start < len(batch):
         size = int.from_bytes(batch[start : start + 4], "little")
         starts.setdefault(size, []).append(start)
         start += size
-    if len(starts) == 1:
-        return [data.reshape(-1, size)]
     return [data[np.add.outer(at, np.arange(size))] for size, at in starts.items()]
 
 
@@ -165,4 +168,5 @@ def _ids(kind: int, column: NDArray[np.uint8]) -> list[Any]:
     if kind == _STRING:
         return [row.tobytes().decode() for row in column[:, 4:-1]]
     dtype, make = _INTS[kind]
-    return list(map(make, column.view(dtype).ravel().tolist()))
+    numbers: list[int] = column.view(dtype).ravel().tolist()
+    return numbers if make is None else list(map(make, numbers))
