@@ -1,15 +1,15 @@
-"""The short way of a prediction: no handler of Jupyter's, which costs as much as the rest.
+"""The short way of a prediction or search: no handler of Jupyter's, which costs as much as the rest.
 
 It is taken where nothing is special: a program with the server's token, on a server that leaves token, users and
-permissions to Jupyter's own code, a short body, engines that are up. `PredictHandler` would give the same answer, and
-gives it where this way ends in an error.
+permissions to Jupyter's own code, a short body, engines that are up. The handler would give the same answer, and a
+handler gives it where this way ends in an error.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final
 
 from jupyter_server._tz import utcnow
@@ -24,27 +24,27 @@ from tornado.httputil import (
 from tornado.routing import Router
 
 from superduper_nb.errors import InvalidInputError
-from superduper_nb.server_ext.handlers.base import SHORT
-from superduper_nb.server_ext.handlers.models import PredictHandler
+from superduper_nb.server_ext.handlers.base import SHORT, ApiBase, ApiHandler
+from superduper_nb.server_ext.handlers.search import gathered, searched
 from superduper_nb.server_ext.letting_in import allows_all, shows_the_token
 from superduper_nb.server_ext.metrics import REQUEST_SECONDS
 from superduper_nb.server_ext.schemas import PredictBody, check_path, read_asked
 from superduper_nb.server_ext.wire import BSON, JSON, form_of
-from superduper_nb.serving import Form
 from superduper_nb.serving.forms import reply
 from superduper_nb.serving.waiting import answer_of
 
 if TYPE_CHECKING:
     from superduper_nb.server_ext.app import SuperduperApp
     from superduper_nb.server_ext.engine import ServerServices
+    from superduper_nb.serving import Form
 
-__all__ = ["DirectWay"]
+__all__ = ["DirectPrediction", "DirectSearch", "DirectWay"]
 
 _OK: Final = ResponseStartLine("HTTP/1.1", 200, "OK")
 
 
 class DirectWay(Router):
-    """Answers the predictions that are nothing special; leaves all others to the routes after it.
+    """Answers the requests to a route that are nothing special; leaves all others to the routes after it.
 
     Parameters
     ----------
@@ -52,11 +52,16 @@ class DirectWay(Router):
         The extension.
     template : str
         The route, for metrics.
+    handler : type
+        Its handler.
+    kind : type
+        Answers one.
     """
 
-    def __init__(self, app: SuperduperApp, template: str) -> None:
+    def __init__(self, app: SuperduperApp, template: str, handler: type[ApiBase], kind: type[_Direct]) -> None:
         assert app.serverapp is not None
         self.app, self.web_app = app, app.serverapp.web_app
+        self._handler, self._kind = handler, kind
         self.options = {"name": app.name, "template": template}
         self.seconds = REQUEST_SECONDS.labels(f"POST {template}", 200)
 
@@ -66,10 +71,10 @@ class DirectWay(Router):
         if services is None or not (self._is_plain(request) and self._is_let_in(request)):
             return None
         try:
-            names = check_path({name: value.decode() for name, value in parameters["path_kwargs"].items()})
+            names = check_path({name: value.decode() for name, value in parameters.get("path_kwargs", {}).items()})
         except (InvalidInputError, UnicodeDecodeError):
             return None
-        return _Prediction(self, request, services, names)
+        return self._kind(self, request, services, names)
 
     def _is_plain(self, request: HTTPServerRequest) -> bool:
         headers = request.headers
@@ -81,12 +86,12 @@ class DirectWay(Router):
         if request.host not in self.app.hosts:  # it was not checked yet
             return False
         provider, authorizer = self.web_app.settings["identity_provider"], self.web_app.settings["authorizer"]
-        return allows_all(authorizer) and shows_the_token(PredictHandler, provider, request)
+        return allows_all(authorizer) and shows_the_token(self._handler, provider, request)
 
     def headers(self, request: HTTPServerRequest) -> HTTPHeaders:
         """Return what the handler sends with each answer."""
         if self._headers is None:
-            handler = PredictHandler(self.web_app, request, **self.options)
+            handler = self._handler(self.web_app, request, **self.options)
             handler._let_in()
             self._headers = handler._headers
         return self._headers.copy()
@@ -94,18 +99,19 @@ class DirectWay(Router):
     _headers: HTTPHeaders | None = None
 
 
-class _Prediction(HTTPMessageDelegate):
-    """One request: reads the body, has the model applied, writes the answer."""
+class _Direct(HTTPMessageDelegate):
+    """One request: reads the body, has the work done, writes the answer."""
 
     def __init__(
         self, way: DirectWay, request: HTTPServerRequest, services: ServerServices, names: dict[str, str]
     ) -> None:
-        self._way, self._request, self._services, self._names = way, request, services, names
-        self._body = b""
+        self._way, self._request, self.services, self.names = way, request, services, names
+        self.app, self.body = way.app, b""
+        self.content_type = request.headers.get("Content-Type", "")
 
     def data_received(self, chunk: bytes) -> None:
         """Take a part of the body."""
-        self._body += chunk
+        self.body += chunk
 
     def finish(self) -> None:
         """Begin to answer; when the client goes away, its work is dropped if that has not begun."""
@@ -114,22 +120,17 @@ class _Prediction(HTTPMessageDelegate):
         self._request.connection.set_close_callback(task.cancel)  # type: ignore[attr-defined]
 
     async def _answer(self) -> None:
-        content_type = BSON if BSON in self._request.headers.get("Accept", "") else JSON
+        accepted = BSON if BSON in self._request.headers.get("Accept", "") else JSON
         try:
-            body = await self._predict("bson" if content_type == BSON else "json")
+            body = await self.done(accepted)
         except Exception as error:
             self._fail(error)
         else:
-            self._write(body, content_type)
+            self._write(body, accepted)
 
-    async def _predict(self, form: Form) -> bytes:
-        given, app = self._request.headers.get("Content-Type", ""), self._way.app
-        form_of(given)
-        with app.lanes["predict"].hold():
-            body = read_asked(PredictBody, given, self._body)
-            asked = self._services.ask(**self._names, body=body, form=form, timeout=app.predict_timeout)
-            made = await answer_of(asked)
-        return reply(form, made.outputs, version=made.version, took_ms=made.took_ms)
+    async def done(self, accepted: str) -> bytes:
+        """Return the reply, of the type that is accepted."""
+        raise NotImplementedError
 
     def _write(self, body: bytes, content_type: str) -> None:
         connection, headers = self._request.connection, self._way.headers(self._request)
@@ -150,7 +151,32 @@ class _Prediction(HTTPMessageDelegate):
         delegate.finish()
 
 
-class _Failed(PredictHandler):
+class DirectPrediction(_Direct):
+    """A prediction."""
+
+    async def done(self, accepted: str) -> bytes:
+        """Have the model applied."""
+        form_of(self.content_type)
+        with self.app.lanes["predict"].hold():
+            body = read_asked(PredictBody, self.content_type, self.body)
+            form: Form = "bson" if accepted == BSON else "json"
+            asked = self.services.ask(**self.names, body=body, form=form, timeout=self.app.predict_timeout)
+            made = await answer_of(asked)
+        return reply(form, made.outputs, version=made.version, took_ms=made.took_ms)
+
+
+class DirectSearch(_Direct):
+    """A search."""
+
+    async def done(self, accepted: str) -> bytes:
+        """Search, together with others where that goes."""
+        asked = (self.body, self.content_type, accepted)
+        if (data := await gathered(self.app, self.services, *asked)) is not None:
+            return data
+        return await self.app.lanes["search"].run(partial(searched, self.services, *asked))
+
+
+class _Failed(ApiHandler):
     """Answers with an error, as all handlers do."""
 
     def initialize(self, name: str, template: str = "", error: Exception | None = None) -> None:

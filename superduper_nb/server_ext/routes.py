@@ -10,7 +10,7 @@ from jupyter_server.utils import url_path_join
 from tornado.routing import PathMatches, Rule
 from tornado.web import Application
 
-from superduper_nb.server_ext.direct import DirectWay
+from superduper_nb.server_ext.direct import DirectPrediction, DirectSearch, DirectWay
 from superduper_nb.server_ext.handlers import events, indexes, jobs, meta, models, search, status
 from superduper_nb.server_ext.handlers.base import ApiBase, Operation, UnknownHandler
 
@@ -68,10 +68,11 @@ ROUTES: Final = (  # tried in this order, so those that are asked for most stand
 
 def come_first(app: SuperduperApp, application: Application) -> None:
     """Have the API's paths tried before those of JupyterLab and others: ten of a request's hundred microseconds."""
-    rules, predict = application.default_router.rules, ROUTES[0]
-    rules.sort(key=lambda rule: not any(own.target is predict.handler for own in getattr(rule.target, "rules", ())))
-    pattern = url_path_join(application.settings["base_url"], predict.pattern)
-    rules.insert(0, Rule(PathMatches(pattern), DirectWay(app, predict.path)))
+    rules, often = application.default_router.rules, (DirectPrediction, DirectSearch)
+    rules.sort(key=lambda rule: not any(own.target is ROUTES[0].handler for own in getattr(rule.target, "rules", ())))
+    for route, kind in reversed(list(zip(ROUTES, often, strict=False))):
+        pattern = url_path_join(application.settings["base_url"], route.pattern)
+        rules.insert(0, Rule(PathMatches(pattern), DirectWay(app, route.path, route.handler, kind)))
 
 
 def handlers() -> list[tuple[Any, ...]]:

@@ -29,8 +29,8 @@ async def test_status_tells_state_and_nothing_secret(running: Any, ask: Any, sta
 
 
 async def test_our_paths_are_tried_first_and_hide_no_others(running: Any, jp_serverapp: Any, jp_fetch: Any) -> None:
-    direct, first = (rule.target for rule in jp_serverapp.web_app.default_router.rules[:2])
-    assert isinstance(direct, DirectWay)
+    *direct, first = (rule.target for rule in jp_serverapp.web_app.default_router.rules[:3])
+    assert [type(way) for way in direct] == [DirectWay, DirectWay]
     assert {route.handler for route in ROUTES} <= {rule.target for rule in first.rules}
     assert (await jp_fetch("api/status")).code == 200
     assert (await jp_fetch("api/kernelspecs")).code == 200

@@ -1,4 +1,4 @@
-"""Predictions that take the short way: answered as the handler answers them, and only where nothing is special."""
+"""Predictions and searches that take the short way: answered as handlers answer, and only where nothing is special."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from superduper_nb.server_ext.metrics import REQUEST_SECONDS
 
 PATH = "models/shop/double/predict"
 GOOD = {"inputs": [[1, 2], "x"]}
+SEARCH = {"database": "shop", "collection": "products", "vector": [1.0, 2.0, 3.0, 4.0]}
 BSON = {"Content-Type": "application/bson", "Accept": "application/bson"}
 
 
@@ -64,6 +65,19 @@ REQUESTS: dict[str, tuple[str, Any, dict[str, str]]] = {
     "a wrong name": ("models/shop/no%20pe/predict", GOOD, {}),
     "a wrong database": ("models/admin/double/predict", GOOD, {}),
     "no UTF-8": ("models/shop/%ff/predict", GOOD, {}),
+    "a search": ("search", SEARCH, {}),
+    "a search in BSON": ("search", bson.encode(SEARCH), BSON),
+    "a search, BSON out": ("search", SEARCH, {"Accept": "application/bson"}),
+    "a batch": ("search", {**SEARCH, "vector": [SEARCH["vector"]] * 2}, {}),
+    "a filter": ("search", {**SEARCH, "filter": {"price": {"$lt": 50}}}, {}),
+    "a search by example": ("search", {**SEARCH, "vector": None, "like": {"text": "red"}}, {}),
+    "a search by id": ("search", {**SEARCH, "vector": None, "id": 1}, {}),
+    "another dimension": ("search", {**SEARCH, "vector": [1.0]}, {}),
+    "no search": ("search", b"{", {}),
+    "no body": ("search", b"", {}),
+    "code": ("search", {**SEARCH, "filter": {"$where": "1"}}, {}),
+    "an unknown field of a search": ("search", {**SEARCH, "x": 1}, {}),
+    "a search of another type": ("search", b"vector", {"Content-Type": "text/plain"}),
 }
 FAILURES: dict[str, BaseException] = {
     "refused": InvalidInputError("These are 50% wrong."),
@@ -107,11 +121,12 @@ async def test_a_failure_is_told_as_the_handler_does(
     known: Any, taken: list[bool], ask: Any, start: SimpleNamespace, failure: str
 ) -> None:
     start.services.fail = FAILURES[failure]
-    direct, handlers = await both_ways(ask, PATH, GOOD, {})
-    assert direct == handlers
-    assert taken == [True]
-    assert direct[0] >= 400
-    assert b"secret" not in direct[2]
+    for path, body in ((PATH, GOOD), ("search", SEARCH)):
+        direct, handlers = await both_ways(ask, path, body, {})
+        assert direct == handlers
+        assert direct[0] >= 400
+        assert b"secret" not in direct[2]
+    assert taken == [True, True]
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,16 @@ from tornado import web
 
 from superduper_nb.server_ext.handlers.base import SHORT, ApiHandler, Operation, Work, authorized, operation
 from superduper_nb.server_ext.replies import SearchReply
-from superduper_nb.server_ext.schemas import NoQuery, SearchBody
-from superduper_nb.server_ext.wire import decode_objects, dump, vectors
+from superduper_nb.server_ext.schemas import NoQuery, SearchBody, check
+from superduper_nb.server_ext.wire import decode_objects, dump, load, vectors
 
 if TYPE_CHECKING:
     from superduper_nb.search import SearchReply as Found
     from superduper_nb.search import SearchRequest
+    from superduper_nb.server_ext.app import SuperduperApp
+    from superduper_nb.server_ext.engine import ServerServices
 
-__all__ = ["SearchHandler"]
+__all__ = ["SearchHandler", "gathered", "searched"]
 
 RESOURCE: Final = "superduper:search"
 
@@ -37,20 +39,39 @@ class SearchHandler(ApiHandler):
         self, made: Operation, method: Callable[..., Mapping[str, Any]], names: dict[str, str], query: BaseModel
     ) -> tuple[bytes, str]:
         """Answer a search by a vector alone together with others that wait; any other as every handler does."""
-        # Any other kind of body takes long to read, or decodes images: not in the event loop.
-        if len(self.received) > SHORT or b"vector" not in self.received or b"like" in self.received:
-            return await super().in_lane(made, method, names, query)
         accepted = self.accepted()
         services = await self.app.engine.services(self.app.ready_timeout)
-        request = _request(self.body(made))
-        if (company := request.company) is None:
-            return await super().in_lane(made, method, names, query)
+        given = self.request.headers.get("Content-Type", "")
+        if (data := await gathered(self.app, services, bytes(self.received), given, accepted)) is not None:
+            return data, accepted
+        return await super().in_lane(made, method, names, query)
 
-        def answer(asked: Sequence[tuple[SearchRequest, str]]) -> list[bytes | Exception]:
-            found = services.search_each([each for each, _ in asked])
-            return [_dumped(outcome, kind) for outcome, (_, kind) in zip(found, asked, strict=True)]
 
-        return await self.app.lanes["search"].gather(company, (request, accepted), answer), accepted
+async def gathered(
+    app: SuperduperApp, services: ServerServices, received: bytes, content_type: str, accepted: str
+) -> bytes | None:
+    """Answer a search by a vector alone together with others that wait; None to any other."""
+    # Any other kind of body takes long to read, or decodes images: not in the event loop.
+    if len(received) > SHORT or b"vector" not in received or b"like" in received:
+        return None
+    request = _request(_read(received, content_type))
+    if (company := request.company) is None:
+        return None
+
+    def answer(asked: Sequence[tuple[SearchRequest, str]]) -> list[bytes | Exception]:
+        found = services.search_each([each for each, _ in asked])
+        return [_dumped(outcome, kind) for outcome, (_, kind) in zip(found, asked, strict=True)]
+
+    return await app.lanes["search"].gather(company, (request, accepted), answer)
+
+
+def searched(services: ServerServices, received: bytes, content_type: str, accepted: str) -> bytes:
+    """Answer a search, whatever it is by; in a thread."""
+    return dump(_reply(services.search(_request(_read(received, content_type)))), accepted)
+
+
+def _read(received: bytes, content_type: str) -> SearchBody:
+    return check(SearchBody, load(received, content_type) if received else {})
 
 
 def _request(body: SearchBody) -> SearchRequest:
