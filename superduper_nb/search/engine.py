@@ -23,6 +23,7 @@ from superduper_nb.search.plan import Hints, Matching, Plan
 from superduper_nb.search.queries import QueryVectors
 from superduper_nb.search.refine import Groups
 from superduper_nb.search.registered import Registered, chosen, watcher_of
+from superduper_nb.search.remembered import Remembered
 from superduper_nb.search.searchable import Following, Searchable
 from superduper_nb.search.shelf import Shelf, Wanted
 from superduper_nb.search.spec import IndexSpec
@@ -74,7 +75,7 @@ class SearchEngine:
         self._client, self._encode, self._pending, self._snapshots = client, encode, pending, snapshots
         self._registered = Registered(client)
         self._shelf, self._pool = Shelf(memory), pool
-        self._hints, self._figures = Hints(), Figures()
+        self._hints, self._remembered, self._figures = Hints(), Remembered(), Figures()
         self._counted: dict[tuple[str, str, str], tuple[Timestamp | None, float, int]] = {}
 
     # --- the service ---------------------------------------------------------------------------------------------
@@ -140,6 +141,8 @@ class SearchEngine:
         wanted = self._wanted(request.database, component, request.after)
         with self._shelf.using(wanted) as live:
             index = live.seeing(request.after, _LOAD_TIMEOUT_S)
+            if matching is not None:
+                matching.remember(self._remembered, live.moment)
             with stages("encode"):
                 queries = self._queries(request.database, component, live.version, index).of(request)
             finding = Finding(request, index, matching, self._hints, stages)

@@ -51,6 +51,7 @@ class LiveIndex:
         self.version, self._source, self._keeper = source.version, source, keeper
         self._contents, self._changes = Contents(index, source), Changes(source)
         self._seen = Timestamp(0, 0)
+        self._moment = object()
         self._resume: Mapping[str, Any] | None = None
         self._ready_at: Timestamp | None = None
         self._behind = False
@@ -124,6 +125,14 @@ class LiveIndex:
     def _fresh(self, after: Timestamp | None) -> bool:
         return self.ready and (after is None or self._seen >= after)
 
+    def moment(self) -> object | None:
+        """Return an object that stays while nothing in the collection changes; None where that is not known."""
+        if self._source.is_sharded:
+            return None  # what a mongos says of the time is not that of its shards
+        now = self._source.now()
+        with self._moved:
+            return self._moment if self._fresh(now) else None  # else there may be changes on their way here
+
     def older_left(self) -> bool:
         """Say whether there are documents that only an older version has computed."""
         return self._source.older_left()
@@ -185,7 +194,7 @@ class LiveIndex:
 
     def _lost(self, error: Exception, *, ready: bool) -> None:
         with self._moved:
-            self._error, self._ready = error, ready
+            self._error, self._ready, self._moment = error, ready, object()
 
     def _watch(self, resume: Mapping[str, Any] | None) -> ChangeStream[dict[str, Any]]:
         return self._changes.opened(resume)
@@ -205,6 +214,8 @@ class LiveIndex:
 
     def _advance(self, news: News) -> None:
         with self._moved:
+            if news.last:
+                self._moment = object()
             self._seen, self._error, self._behind = max(news.seen, self._seen), None, not news.drained
             if self._ready_at is not None and self._seen >= self._ready_at:
                 self._ready, self._ready_at = True, None

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
 import bson
 from bson.errors import BSONError
+from pymongo import ReadPreference
 from pymongo.collection import Collection
 from pymongo.errors import DocumentTooLarge, ExecutionTimeout, InvalidOperation, OperationFailure
+from pymongo.read_concern import ReadConcern
 
 from superduper_nb.errors import DeadlineError, InvalidInputError
-from superduper_nb.search.ids import id_key
+from superduper_nb.search.ids import id_key, id_keys
 from superduper_nb.search.measures import Floats
+from superduper_nb.search.remembered import MOST, Kept, Remembered
 from superduper_nb.search.scoring import Hits
 from superduper_nb.search.searchable import Searchable
 from superduper_nb.search.stages import Stages
@@ -30,6 +33,8 @@ _LAST_PROBE: Final = 512, 2048
 _HINTS: Final = 256
 _AT_A_TIME: Final = 100_000
 _MAX_DEPTH: Final = 100
+_PASSING: Final = (b"$expr", b"$sampleRate")
+"""Operators by which a document may match at one time and not at another, though it is the same."""
 _CODE: Final = ("$where", "$function", "$accumulator")
 _BAD_FILTER: Final = frozenset({2, 9, 14, 51, 72})
 """BadValue, FailedToParse, TypeMismatch, a regular expression that does not compile, InvalidOptions."""
@@ -77,12 +82,40 @@ class Matching:
         check_filter(filter)
         self._collection, self._filter = collection, dict(filter)
         self._stages = stages or Stages()
-        self._all: list[Any] | None = None
+        self._all: Sequence[Any] | None = None
+        self._keys: set[Any] | None = None
+        self._known: Callable[[], Kept | None] | None = None
         with said():
             self.key = bson.encode(self._filter, codec_options=collection.codec_options)
 
+    def remember(self, remembered: Remembered, moment: Callable[[], object | None]) -> None:
+        """Say where to look for what was found before; `moment` returns an object that stays while nothing changes."""
+
+        def known() -> Kept | None:
+            now = moment()
+            return None if now is None else remembered.at((self._collection.full_name, self.key), now)
+
+        if not any(name in self.key for name in _PASSING):
+            self._known = known
+
+    def expect(self, count: float | None) -> None:
+        """Look whether all that match are known, about so many; have them listed where that is worth it."""
+        if self._known is None or self._all is not None or count is None or count > MOST:
+            return
+        kept, self._known = self._known(), None
+        if kept is not None and kept.wanted:
+            # As the change stream reads: nothing that could be rolled back.
+            self._collection = self._collection.with_options(
+                read_preference=ReadPreference.PRIMARY, read_concern=ReadConcern("majority")
+            )
+            kept.put(self._ids(self._filter))
+        if kept is not None and kept.ids is not None:
+            self._all, self._keys = kept.ids, kept.keys
+
     def of(self, ids: Sequence[Any]) -> set[Any]:
         """Return the keys of those of these that match."""
+        if self._keys is not None:
+            return self._keys.intersection(id_keys(ids))
         found: set[Any] = set()
         unlike = list({id_key(id): id for id in ids}.values())
         for start in range(0, len(unlike), _AT_A_TIME):
@@ -92,7 +125,7 @@ class Matching:
             found.update(map(id_key, self._ids(query)))
         return found
 
-    def all(self) -> list[Any]:
+    def all(self) -> Sequence[Any]:
         """Return all that match; asked for once."""
         if self._all is None:
             self._all = self._ids(self._filter)
@@ -152,8 +185,10 @@ def planned(index: Searchable, matching: Matching | None, query: Floats, n: int,
     if matching is None:
         hits = index.search(query, n, exact=exact)
         return Plan(hits, hits.kind, hits.candidates, hits.candidates)
-    if not exact and (plan := _probed(index, matching, query, n, hints)) is not None:
-        return plan
+    if not exact:
+        matching.expect(_expected(index, matching, hints))
+        if (plan := _probed(index, matching, query, n, hints)) is not None:
+            return plan
     among = matching.all()
     hints.put(matching.key, len(among) / max(1, len(index)))
     return Plan(index.search(query, n, among=among), "filter, then exact", len(among), len(among))
@@ -169,6 +204,7 @@ def planned_many(
     probe = _first_probe(matching, n, hints)
     if exact or probe > _last_probe(index) or probe >= len(index):
         return [planned(index, matching, query, n, exact=exact, hints=hints) for query in queries]
+    matching.expect(_expected(index, matching, hints))
     found = index.search_many(queries, probe)
     passed = matching.of([id for hits in found for id in hits.ids])
     plans = [_of_probe(hits, passed, n) for hits in found]
@@ -193,6 +229,11 @@ def _probed(index: Searchable, matching: Matching, query: Floats, n: int, hints:
         # None passed of the first few: they may stand for many or for none, so one long look decides.
         probe = max(2 * probe, _needed(n, share) if passed else last)
     return None
+
+
+def _expected(index: Searchable, matching: Matching, hints: Hints) -> float | None:
+    share = hints.get(matching.key)
+    return None if share is None else share * len(index)
 
 
 def _last_probe(index: Searchable) -> int:

@@ -72,6 +72,9 @@ class Following(Protocol):
     def seeing(self, after: Timestamp | None, timeout: float) -> Searchable:
         """Return what to search in, once it has seen the writes up to `after`; raises `DeadlineError`."""
 
+    def moment(self) -> object | None:
+        """Return an object that stays while nothing in the collection changes; None where that is not known."""
+
     def older_left(self) -> bool:
         """Say whether there are documents that only an older version has computed."""
 

@@ -85,6 +85,10 @@ class ShardedIndex:
         """Vectors, as far as is known."""
         return sum(size for size, _ in self.extents)
 
+    def moment(self) -> object | None:
+        """Return None: each part is at a moment of its own."""
+        return None
+
     def older_left(self) -> bool:
         """Say whether there are documents that only an older version has computed."""
         return any(self._everywhere("older_left"))

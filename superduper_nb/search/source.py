@@ -67,6 +67,11 @@ class Source:
         self.codec_options, self.version, self.path = collection.codec_options, version, output_path(key, model)
         self._raw = collection.codec_options.with_options(document_class=RawBSONDocument)
 
+    @property
+    def is_sharded(self) -> bool:
+        """It is behind a mongos."""
+        return self._database.client.is_mongos
+
     # --- now -------------------------------------------------------------------------------------------------------
 
     def now(self) -> Timestamp:
@@ -82,7 +87,7 @@ class Source:
         """Yield all documents of the index, with their outputs, as BSON one behind the other."""
         query = self._current({})
         # mongod then sends on without being asked for each batch: it reads while we look. Not every mongos does that.
-        kind = CursorType.NON_TAILABLE if self._database.client.is_mongos else CursorType.EXHAUST
+        kind = CursorType.NON_TAILABLE if self.is_sharded else CursorType.EXHAUST
         batches = self._collection.find_raw_batches(query, {self.path: 1}, batch_size=BATCH, cursor_type=kind)
         # The bytes of many documents at a time: what it yields is not what its annotation says.
         found = cast("Iterator[bytes]", batches)

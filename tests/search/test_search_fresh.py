@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 from pymongo import MongoClient
@@ -49,6 +51,29 @@ def test_changes_that_do_not_touch_the_vector_leave_it(corpus: Any) -> None:
     made.ask([1.0])
     made.docs.update_many({}, {"$set": {"price": 3, "x2": 1}})
     assert made.ask([1.0], filter={"price": 3}).ids == [1, 0]
+
+
+def test_a_filter_that_is_asked_again_does_without_mongodb_until_a_document_changes(corpus: Any) -> None:
+    made = corpus()
+    made.insert(np.random.default_rng(0).standard_normal((200, 4)), p=[i % 10 for i in range(200)])
+    query, only = [1.0, 0, 0, 0], {"p": 3}
+
+    def asks_mongodb() -> bool:
+        return "filter" in made.check(query, n=300, filter=only, after=None).stages_ms
+
+    for i in range(3):
+        until(lambda: not asks_mongodb(), "all that match are known")
+        made.docs.update_one({"_id": i}, {"$set": {"p": 3}})
+        assert asks_mongodb()
+        made.docs.delete_one({"_id": 13 + 10 * i})
+        made.check(query, n=300, filter=only)
+
+
+def test_a_filter_that_the_clock_decides_is_asked_each_time(corpus: Any) -> None:
+    made = corpus()
+    made.insert(np.eye(4), p=[datetime.now(UTC) + timedelta(days=i - 1.5) for i in range(4)])
+    past = {"$expr": {"$lt": ["$p", "$$NOW"]}}
+    assert all("filter" in made.check([1.0, 0, 0, 0], filter=past).stages_ms for _ in range(10))
 
 
 def test_documents_enter_and_leave_the_filter_of_the_index(corpus: Any) -> None:
