@@ -1,24 +1,30 @@
 """How searches do beside MongoDB: under filters, with their documents, while documents come in, loaded and restarted.
 
 Run it with ``python benchmarks/keeping.py [filters] [find] [inserts] [load]``; it starts a MongoDB of its own. Each
-figure stands beside its yardstick, measured in the same run.
+figure stands beside its yardstick, measured in the same run. ``--peers FOLDER`` has ``find`` measure other libraries
+beside pymongo, too, in the environments that ``search.py --install FOLDER`` made; ``--only NAME …`` some of them.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import multiprocessing
+import os
+import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pymongo
 from finding import engine_of, fill, median_ms, output, say, settled
 from pymongo import CursorType, MongoClient
+from search import HERE, ONE_THREAD, PACKAGES, nearest
 from vectors import mixture, queries_near
 
 import superduper_nb as sd
@@ -77,6 +83,39 @@ def find(uri: str, vectors: np.ndarray) -> None:
             only = {"p": {"$lt": share}} if share < 1 else {}
             took = median_ms(lambda i: list(docs.find(only, like={"x": queries[i]}, n=N)))  # noqa: B023
             say(f"find(like=), {share:.1%} match", took, "ms", f"{took / plain:.1f} x find by _id")
+
+
+def peers(uri: str, vectors: np.ndarray, folder: Path, only: list[str] | None) -> None:
+    """Find documents by other libraries and pymongo."""
+    queries, shares = queries_near(vectors, 100), (1.0, *SHARES)
+    found = MongoClient[dict[str, Any]](uri)["bench"]["docs"].find({}, {"p": 1}).sort("_id")
+    p = np.array([document["p"] for document in found])
+    truths = {str(share): np.flatnonzero(p < share) for share in shares}
+    for share, rows in truths.items():
+        truths[share] = rows[nearest(vectors[rows], queries, N)]
+    with tempfile.TemporaryDirectory(prefix="bench-") as made:
+        np.save(Path(made) / "vectors.npy", vectors)
+        np.save(Path(made) / "queries.npy", queries)
+        (Path(made) / "truths.json").write_text(json.dumps({share: t.tolist() for share, t in truths.items()}))
+        for name, package in PACKAGES.items():
+            python = folder / package / "bin" / "python"
+            if python.exists() and (not only or name in only):
+                for share, figures in peer(name, [python, name, made, uri], made).items():
+                    said = f"recall {figures['recall']:.3f}"
+                    say(f"{name} + pymongo, {float(share):.1%} match", figures["ms"], "ms", said)
+
+
+def peer(name: str, command: list[Any], folder: str) -> Mapping[str, Any]:
+    """Measure a library in a process of its own; return what was found for each share."""
+    script, packages = HERE / "peers" / "search_documents.py", Path(pymongo.__file__).parents[1]
+    environment = {**os.environ, **ONE_THREAD, "BENCH_FOLDER": folder}
+    done = subprocess.run(
+        [command[0], script, *command[1:], packages], env=environment, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        print(f"{name}: {done.stderr.strip().splitlines()[-1]}", flush=True)
+        return {}
+    return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 # --- documents that come in
@@ -204,6 +243,8 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", choices=[*parts, "all"], default="all")
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--dimension", type=int, default=384)
+    parser.add_argument("--peers", type=Path)
+    parser.add_argument("--only", nargs="*")
     options = parser.parse_args()
     vectors = mixture(options.rows, options.dimension)
     print(f"{options.rows:,} x {options.dimension}")
@@ -214,6 +255,8 @@ def main() -> None:
         fill(mongod.uri, vectors)
         for name in parts if "all" in options.parts else options.parts:
             parts[name](mongod.uri, vectors)
+            if name == "find" and options.peers:
+                peers(mongod.uri, vectors, options.peers, options.only)
 
 
 if __name__ == "__main__":
