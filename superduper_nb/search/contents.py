@@ -61,7 +61,7 @@ class Contents:
             fresh.put_packed(*self._fitting(fresh, batch))
             if stop.is_set():
                 return False
-        fresh.tend()
+        fresh.complete()
         self.index = fresh
         return True
 

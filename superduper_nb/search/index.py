@@ -155,7 +155,8 @@ class VectorIndex:
         """Return rows with room for so many more, and where each identifier is in them."""
         rows = self._rows
         if rows is None:
-            return self._empty(max(extra, _FIRST_CAPACITY, self._expected), dimension), self._slots
+            made = Rows.by_page if self._expected and not self.options.compact else self._empty
+            return made(max(extra, _FIRST_CAPACITY, self._expected), dimension), self._slots
         return (rows, self._slots) if rows.count + extra <= len(rows.vectors) else self._moved(rows, extra)
 
     def _empty(self, capacity: int, dimension: int) -> Rows:
@@ -177,6 +178,12 @@ class VectorIndex:
         new.write(rows.vectors[keep])
         new.show([rows.ids[slot] for slot in keep.tolist()])
         return new, dict(zip(packed_keys(new.ids), range(living), strict=True))
+
+    def complete(self) -> None:
+        """Be told that all are there that were expected."""
+        if (rows := self._rows) is not None:
+            rows.join_pages()
+        self.tend()
 
     # --- codes -------------------------------------------------------------------------------------------------
 

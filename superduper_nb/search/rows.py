@@ -41,7 +41,7 @@ class Rows:
     filed : int
         So many slots' vectors, from the first, are in a file, from which the system can read them again.
     mapping : mmap.mmap or None
-        Of that file.
+        Of that file, or of memory that came by small pages.
     """
 
     vectors: Floats
@@ -58,6 +58,24 @@ class Rows:
     def empty(cls, capacity: int, dimension: int) -> Rows:
         """Make room for `capacity` vectors, in memory."""
         return cls._of(np.empty((capacity, dimension), dtype=np.float32))
+
+    @classmethod
+    def by_page(cls, capacity: int, dimension: int) -> Rows:
+        """Make room for vectors that are about to be loaded, in memory that comes by small pages.
+
+        numpy asks for huge ones, which a virtual machine whose free memory is the host's gets five times as slowly.
+        """
+        if not hasattr(mmap, "MADV_HUGEPAGE"):
+            return cls.empty(capacity, dimension)
+        mapping = mmap.mmap(-1, 4 * capacity * dimension, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        made = cls._of(np.frombuffer(mapping, dtype=np.float32).reshape(capacity, dimension))
+        made.mapping = mapping
+        return made
+
+    def join_pages(self) -> None:
+        """Have the system make huge pages of small ones, by and by: searches are a tenth quicker on them."""
+        if self.mapping is not None and not self.filed:
+            self.mapping.madvise(mmap.MADV_HUGEPAGE)
 
     @classmethod
     def in_file(cls, capacity: int, dimension: int, folder: Path | None) -> Rows:
