@@ -9,7 +9,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN    := .venv/bin
 STAMP  := .venv/.installed-$(shell cat pyproject.toml constraints.txt | cksum | tr ' ' '-')
 
-.PHONY: demo lab panel test lint quick drills install clean
+.PHONY: demo lab panel panel-packages test lint quick drills install clean
 
 demo: install
 	@$(BIN)/python scripts/demo.py
@@ -19,11 +19,14 @@ lab: install
 
 PANEL := .venv/share/jupyter/labextensions/superduper-nb
 
-panel: install
-	cd labextension && npm ci --ignore-scripts --no-audit --no-fund && npm run build
+panel: install panel-packages
+	cd labextension && npm run build
 	rm -rf $(PANEL)
 	mkdir -p $(dir $(PANEL))
 	cp -r build/labextension $(PANEL)
+
+panel-packages:
+	cd labextension && npm ci --ignore-scripts --no-audit --no-fund
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not drill"

@@ -1,4 +1,7 @@
-"""Fixtures of the whole suite: a real MongoDB, and a home of the test's own."""
+"""Fixtures of the whole suite: a real MongoDB, and a home of the test's own.
+
+Property tests run the same 100 examples each time; ``SUPERDUPER_TEST_EXAMPLES=10000`` searches longer, and elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +15,23 @@ from uuid import uuid4
 
 import psutil
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from pymongo import MongoClient
 from pymongo.database import Database
 
+from superduper_nb.cluster.ending import wait_for_end
 from superduper_nb.cluster.mongod import Mongod, connect_options
 
-# No property says how fast it is, and a machine with other work on it takes its time.
-settings.register_profile("suite", settings.default, deadline=None)
-settings.load_profile("suite")
+EXAMPLES = os.environ.get("SUPERDUPER_TEST_EXAMPLES")
+settings.register_profile(
+    "tests",
+    max_examples=int(EXAMPLES or 100),
+    derandomize=EXAMPLES is None,
+    deadline=None,  # a busy machine is no defect
+    suppress_health_check=[HealthCheck.too_slow],
+    print_blob=True,
+)
+settings.load_profile("tests")
 
 _ROOM = 2 * 2**30
 """Bytes in memory: each process of tests takes a third of a gigabyte."""
@@ -53,7 +64,7 @@ def mongo_uri(_mongod_folder: Path) -> Iterator[str]:
             client.admin.command("setParameter", 1, journalCommitInterval=5)
         keeper = psutil.Process(mongod.status()["keeper"])
         yield mongod.uri
-    psutil.wait_procs([keeper], timeout=20)
+    wait_for_end([keeper], timeout=20)
 
 
 @pytest.fixture(scope="session")

@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 _CALL_TIMEOUT_S: Final = 20
 _CLOSE_TIMEOUT_S: Final = 8
+_TIDYING_UP: Final = "ignore:resource_tracker:UserWarning"
+"""It says what it takes away after workers that were ended at once, which is what it is there for."""
 
 
 class WorkerLostError(ServiceError):
@@ -162,7 +164,7 @@ class DaskPool:
 
     def _spawn(self) -> dict[str, Any]:
         self._process = process = subprocess.Popen(
-            [sys.executable, "-m", "superduper_nb.cluster.dask_host"],
+            [sys.executable, "-W", _TIDYING_UP, "-m", "superduper_nb.cluster.dask_host"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -312,6 +314,8 @@ def _excused(error: BaseException, newcomers: dask_external.Newcomers | None) ->
 def _end(process: subprocess.Popen[str]) -> None:
     import psutil
 
+    from superduper_nb.cluster.ending import wait_for_end
+
     children: list[psutil.Process] = []
     with contextlib.suppress(psutil.NoSuchProcess):
         children = psutil.Process(process.pid).children(recursive=True)
@@ -323,7 +327,7 @@ def _end(process: subprocess.Popen[str]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-    for child in psutil.wait_procs(children, timeout=2)[1]:
+    for child in wait_for_end(children, timeout=2):
         child.kill()
     if process.stdout:
         process.stdout.close()

@@ -15,6 +15,8 @@ import shutil
 import signal
 import sys
 import tempfile
+from contextlib import suppress
+from multiprocessing import forkserver
 from typing import Any, Final, TextIO
 
 import dask
@@ -61,18 +63,21 @@ def worker_environment(threads: int) -> dict[str, str]:
     return {**dict.fromkeys(names, str(threads)), **malloc, "DASK_LOGGING__DISTRIBUTED": "warning"}
 
 
-def _prepare_forks() -> None:
+def _prepare_forks(environment: dict[str, str]) -> None:
     """Have workers forked from one process that has imported what all of them need: a lost one is replaced at once.
 
-    Under Linux only: elsewhere a fork after the import of torch is not safe.
+    It is started first, and does so while this process imports Dask. Under Linux only: elsewhere a fork after the
+    import of torch is not safe.
     """
     if sys.platform != "linux":
         return
+    os.environ.update(environment)
+    multiprocessing.set_forkserver_preload(["distributed", "torch", "superduper_nb.jobs.tasks"])
+    forkserver.ensure_running()
     import distributed.utils
 
     dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"})
     distributed.utils._forkserver_preload_set = True  # else Dask imports pandas, here too
-    multiprocessing.set_forkserver_preload(["distributed", "torch", "superduper_nb.jobs.tasks"])
 
 
 async def _serve(options: dict[str, Any], answer: TextIO) -> None:
@@ -80,11 +85,10 @@ async def _serve(options: dict[str, Any], answer: TextIO) -> None:
     scratch = tempfile.mkdtemp(prefix="superduper-workers-")
     own = {"distributed.nanny.pre-spawn-environ": environment, "temporary-directory": scratch}
     dask.config.set({**settings(), **own})
+    _prepare_forks(environment)
     from distributed import LocalCluster  # its import sets logging up as the settings say
     from distributed.security import Security
     from distributed.system import MEMORY_LIMIT
-
-    _prepare_forks()
 
     security = Security.temporary()
     async with LocalCluster(
@@ -111,10 +115,21 @@ async def _serve(options: dict[str, Any], answer: TextIO) -> None:
 
 
 def _end_at_once() -> None:
-    """End this process and all below it: jobs are records, so nobody needs seconds of goodbyes between workers."""
-    if hasattr(os, "killpg") and os.getpgid(0) == os.getpid():
-        shutil.rmtree(dask.config.get("temporary-directory"), ignore_errors=True)
-        os.killpg(0, signal.SIGKILL)
+    """End this process and all of its group: jobs are records, so nobody needs seconds of goodbyes between workers.
+
+    All but the one that takes away, when we are gone, the semaphores that we leave behind.
+    """
+    if not hasattr(os, "killpg") or os.getpgid(0) != os.getpid():
+        return
+    shutil.rmtree(dask.config.get("temporary-directory"), ignore_errors=True)
+    import psutil
+
+    for process in psutil.process_iter():
+        with suppress(OSError, psutil.Error):
+            mine = os.getpgid(process.pid) == os.getpid() != process.pid
+            if mine and "multiprocessing.resource_tracker" not in " ".join(process.cmdline()):
+                process.kill()
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _certificates(security: Any) -> dict[str, str]:

@@ -177,14 +177,15 @@ def end_orphan(db: Path) -> None:
         return
     import psutil
 
+    from superduper_nb.cluster.ending import wait_for_end
+
     with suppress(psutil.Error):
         process = psutil.Process(pid)
         if str(db) in process.cmdline():
             process.terminate()
-            _, alive = psutil.wait_procs([process], timeout=STOP_S)
-            for process in alive:
+            if wait_for_end([process], timeout=STOP_S):
                 process.kill()
-                process.wait()
+                wait_for_end([process], timeout=STOP_S)
 
 
 def describe_end(process: subprocess.Popen[bytes]) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from pymongo.database import Database
 
 from superduper_nb.components import ComponentStore
@@ -122,33 +123,29 @@ sys.path.insert(0, {root!r})
 import pymongo
 from superduper_nb.cluster.mongod import connect_options
 from superduper_nb.components import ComponentStore
+client = pymongo.MongoClient({uri!r}, **connect_options())
+def put(obj, name):
+    print(ComponentStore(client[{name!r}]).put("model", name, {{}}, obj=obj)[0].version)
 {source}
-with pymongo.MongoClient({uri!r}, **connect_options()) as client:
-    print(ComponentStore(client[{name!r}]).put("model", "m", {{}}, obj=obj)[0].version)
+put(obj, "m")
+client.close()
 """
 
 
-@pytest.mark.parametrize("kind", ["class", "globals", "torch"])
 def test_what_a_notebook_defined_loads_in_another_process(
-    kind: str, database: Database[dict[str, Any]], mongo_uri: str, home: Path
+    database: Database[dict[str, Any]], mongo_uri: str, home: Path
 ) -> None:
-    root = str(Path(__file__).parents[2])
-    code = WRITER.format(root=root, source=OBJECTS[kind], uri=mongo_uri, name=database.name)
+    cells = "".join(f"{OBJECTS[kind]}\nput(obj, {kind!r})\n" for kind in ("class", "globals", "torch"))
+    code = WRITER.format(root=str(Path(__file__).parents[2]), source=cells, uri=mongo_uri, name=database.name)
     for _ in range(2):  # the second process registers the same
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-        assert done.stdout.strip() == "1", done.stderr
+        assert done.stdout.split() == ["1"] * 4, done.stderr
     store = ComponentStore(database)
-    loaded = store.load(store.get("model", "m"))
-    assert store.put("model", "m", {}, obj=loaded)[1] is False  # what was loaded is what is there
-    assert {"class": lambda: loaded(2) == 6, "globals": lambda: loaded([1, 2]) == 12, "torch": lambda: _runs(loaded)}[
-        kind
-    ]()
-
-
-def _runs(module: Any) -> bool:
-    import torch
-
-    return tuple(module(torch.zeros(1, 3)).shape) == (1, 2)
+    loaded = {kind: store.load(store.get("model", kind)) for kind in ("class", "globals", "torch")}
+    for kind, obj in loaded.items():
+        assert store.put("model", kind, {}, obj=obj)[1] is False  # what was loaded is what is there
+    assert (loaded["class"](2), loaded["globals"]([1, 2])) == (6, 12)
+    assert tuple(loaded["torch"](torch.zeros(1, 3)).shape) == (1, 2)
 
 
 def test_a_module_beside_the_notebook_travels_with_it(

@@ -18,6 +18,7 @@ import pytest
 from pymongo import MongoClient
 
 import superduper_nb as sd
+from superduper_nb.cluster.ending import wait_for_end
 from superduper_nb.cluster.mongod import Mongod, connect_options
 from superduper_nb.errors import SuperduperError
 from superduper_nb.transport import Transport
@@ -100,7 +101,7 @@ class Server:
         family = self.family()
         self.process.send_signal(signal.SIGCONT)
         self.process.terminate()
-        for left in psutil.wait_procs(family, timeout=20)[1]:
+        for left in wait_for_end(family, timeout=20):
             left.kill()
         self.process.wait()
 

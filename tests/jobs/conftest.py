@@ -43,20 +43,11 @@ def worker_here(mongo_uri: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
 
 @pytest.fixture(scope="package")
 def pool(_home: None, mongo_uri: str) -> Iterator[DaskPool]:
-    """Return two real worker processes, shared by the tests that harm nobody."""
+    """Return two real worker processes, shared by all tests: those that kill some of it leave it whole."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("PYTHONPATH", raising=False)
         pool = DaskPool(workers=2, environment={"SUPERDUPER_MONGODB__URI": mongo_uri})
         pool.start()
-    yield pool
-    pool.close()
-
-
-@pytest.fixture(scope="module")
-def mortal_pool(mongo_uri: str) -> Iterator[DaskPool]:
-    """Return two real worker processes, shared by the tests that kill some of it: each leaves it whole."""
-    pool = DaskPool(workers=2, environment={"SUPERDUPER_MONGODB__URI": mongo_uri})
-    pool.start()
     yield pool
     pool.close()
 

@@ -23,6 +23,7 @@ from job_world import GOOD, Effects, Oracle, World, descendants
 from pymongo import MongoClient
 
 from superduper_nb.cluster.dask import DaskPool
+from superduper_nb.cluster.ending import wait_for_end
 from superduper_nb.cluster.mongod import Mongod, connect_options
 from superduper_nb.jobs.dispatcher import Dispatcher
 from tests.drills.drill_rig import Server, workers_below
@@ -168,16 +169,17 @@ def test_workers_draw_random_numbers_of_their_own(pool: DaskPool) -> None:
     assert len({number for _, number in drawn}) == 40
 
 
-def test_one_document_that_ends_its_worker_fails_alone(world: World, mortal_pool: DaskPool, dispatch: Start) -> None:
+def test_one_document_that_ends_its_worker_fails_alone(world: World, pool: DaskPool, dispatch: Start) -> None:
     world.model("m", deadly)
     watcher = world.watcher("m", "x")
-    dispatcher = dispatch(mortal_pool)
+    dispatcher = dispatch(pool)
     jobs = world.insert(rows(8, 30))
     dispatcher.notify(world.database.name)
     record = world.ended(jobs["m/x"], 150)
     assert record["state"] == "succeeded"
     assert [failure["_id"] for failure in record["failures"]["first"]] == [33]
     assert Oracle(world, watcher, double).check(range(30, 38), failed=[33]) == GOOD
+    until(lambda: pool.describe()["workers"] == 2, "a full pool", timeout=30)
 
 
 def kill_worker(pool: DaskPool) -> None:
@@ -202,20 +204,20 @@ def kill_what_workers_are_forked_from(pool: DaskPool) -> None:
     ],
 )
 def test_kill_nine_of_a_part_of_the_pool_loses_nothing(
-    world: World, mortal_pool: DaskPool, dispatch: Start, kill: Callable[[DaskPool], None]
+    world: World, pool: DaskPool, dispatch: Start, kill: Callable[[DaskPool], None]
 ) -> None:
     rng = seeded()
     world.model("m", slow_double)
     watcher = world.watcher("m", "x")
-    dispatcher = dispatch(mortal_pool)
+    dispatcher = dispatch(pool)
     jobs = world.insert(rows(1500))
     dispatcher.notify(world.database.name)
     until(lambda: world.store.get(jobs["m/x"])["state"] == "running")
     time.sleep(rng.random())
-    kill(mortal_pool)
+    kill(pool)
     assert world.ended(jobs["m/x"], 90)["state"] == "succeeded"
     assert Oracle(world, watcher, double).check(range(1500)) == GOOD
-    until(lambda: mortal_pool.describe()["workers"] == 2, "a full pool", timeout=30)
+    until(lambda: pool.describe()["workers"] == 2, "a full pool", timeout=30)
 
 
 @pytest.mark.slow
@@ -271,7 +273,7 @@ def test_kill_nine_of_the_notebook_server_loses_nothing_and_doubles_nothing(
     assert effects.count() == {"unseen": 0, "doubled": 0}
 
 
-def test_close_leaves_no_process(mongo_uri: str) -> None:
+def test_close_leaves_no_process_and_no_semaphore(mongo_uri: str) -> None:
     pool = DaskPool(workers=2, environment={"SUPERDUPER_MONGODB__URI": mongo_uri})
     pool.start()
     assert pool._process is not None
@@ -280,8 +282,11 @@ def test_close_leaves_no_process(mongo_uri: str) -> None:
     assert len(processes) > 2
     scratch = set(Path(tempfile.gettempdir()).glob("superduper-workers-*"))
     assert scratch
+    semaphores = [Path(mapped.path) for mapped in host.memory_maps() if "/sem." in mapped.path]
+    assert semaphores
     pool.close()
     pool.close()
+    assert [path for path in semaphores if path.exists()] == []
     assert scratch - set(Path(tempfile.gettempdir()).glob("superduper-workers-*"))
     assert [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE] == []
 
@@ -289,6 +294,7 @@ def test_close_leaves_no_process(mongo_uri: str) -> None:
 PARENT = """
 import sys, time, json
 from superduper_nb.cluster.dask import DaskPool
+from superduper_nb.cluster.ending import wait_for_end
 pool = DaskPool(workers=2)
 pool.start()
 print(json.dumps(pool._process.pid), flush=True)
@@ -304,9 +310,8 @@ def test_killing_the_parent_leaves_no_process() -> None:
         host = psutil.Process(json.loads(parent.stdout.readline()))
         processes = [host, *descendants(host.pid)]
         parent.kill()
-        gone, alive = psutil.wait_procs(processes, timeout=30)
-        assert alive == []
-        assert len(gone) > 2
+        assert len(processes) > 2
+        assert wait_for_end(processes, timeout=30) == []
     finally:
         parent.kill()
         parent.communicate()

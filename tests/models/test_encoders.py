@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 from pymongo.database import Database
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from superduper_nb.components import ComponentStore
 from superduper_nb.errors import InvalidInputError
@@ -26,6 +25,9 @@ TEXTS = ["a warm red scarf for the winter", "scarf", "a a a a a a a a a", "the w
 @pytest.fixture(scope="module")
 def plain_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write a small encoder with weights of chance, as transformers does."""
+    # Not at the top: each process of tests imports this module, and transformers takes seconds.
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
     path = tmp_path_factory.mktemp("encoder")
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()

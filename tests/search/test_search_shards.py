@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +11,7 @@ import psutil
 import pytest
 
 from superduper_nb.cluster.dask import DaskPool
+from superduper_nb.cluster.ending import wait_for_end
 from superduper_nb.search import IndexOptions
 from superduper_nb.search.scoring import Hits
 from superduper_nb.search.shards import ShardedIndex, merged
@@ -56,8 +56,9 @@ def live_of(made: Corpus) -> ShardedIndex:
 def kill(pool: DaskPool, made: Corpus, part: int) -> None:
     """Kill the worker that holds a part, and wait until it is gone."""
     pid = pool.client().run(os.getpid)[made.describe()["shards"][part][0]["worker"]]
-    os.kill(pid, signal.SIGKILL)
-    until(lambda: not psutil.pid_exists(pid))
+    process = psutil.Process(pid)
+    process.kill()
+    assert not wait_for_end([process], timeout=60)
 
 
 def check(made: Corpus, seed: int = 1) -> None:

@@ -21,12 +21,14 @@ import pytest
 from jupyter_client.blocking.client import BlockingKernelClient
 
 import superduper_nb as sd
+from superduper_nb.cluster.ending import wait_for_end
 from superduper_nb.transport import Transport
 from tests.serving.live import TOKEN
 from tests.waiting import until
 
 SUPERDUPER = (sys.executable, "-c", "from superduper_nb.server_ext.app import main; main()")
 """What the command ``jupyter superduper`` runs."""
+OTHERS = dict.fromkeys(("jupyter_lsp", "jupyter_server_terminals", "jupyterlab", "notebook", "notebook_shim"), False)
 FIND = """
 from superduper_nb.cluster.discovery import find_server
 from superduper_nb.config import Config
@@ -73,10 +75,10 @@ class Running:
 Launch = Callable[..., Running]
 
 
-@pytest.fixture
-def launch(home: Path, mongo_uri: str) -> Iterator[Launch]:
-    """Return what starts a server; all are gone after the test."""
-    enabled = {"ServerApp": {"jpserver_extensions": {"superduper_nb": True}}}
+@contextlib.contextmanager
+def launching(home: Path, mongo_uri: str, extensions: dict[str, bool]) -> Iterator[Launch]:
+    """Give what starts a server whose files are in `home`; all are gone afterwards."""
+    enabled = {"ServerApp": {"jpserver_extensions": {"superduper_nb": True, **extensions}}}
     (home / "config" / "jupyter_server_config.json").write_text(json.dumps(enabled))
     servers: list[Running] = []
 
@@ -107,14 +109,30 @@ def launch(home: Path, mongo_uri: str) -> Iterator[Launch]:
         with contextlib.suppress(psutil.NoSuchProcess):
             family = server.family()
         server.process.terminate()
-        _, left = psutil.wait_procs(family, timeout=20)
-        for process in left:
+        for process in wait_for_end(family, timeout=20):
             process.kill()
         server.process.wait()
 
 
+@pytest.fixture
+def launch(home: Path, mongo_uri: str) -> Iterator[Launch]:
+    """Return what starts a server beside all other extensions that are installed."""
+    with launching(home, mongo_uri, {}) as start:
+        yield start
+
+
+@pytest.fixture
+def launch_alone(home: Path, mongo_uri: str) -> Iterator[Launch]:
+    """Return what starts a server without the other extensions, which take a second of their own."""
+    with launching(home, mongo_uri, OTHERS) as start:
+        yield start
+
+
 @pytest.mark.slow
-def test_a_kernel_finds_the_server_that_started_it(launch: Launch, mongo_uri: str) -> None:
+def test_a_kernel_finds_the_server_that_started_it_and_servers_leave_nothing_behind(
+    launch: Launch, mongo_uri: str
+) -> None:
+    """Neither the one that is stopped, with the kernel that it started, nor the other, which is killed."""
     first, second = launch(), launch()
     first.ready()
     second.ready()
@@ -131,9 +149,30 @@ def test_a_kernel_finds_the_server_that_started_it(launch: Launch, mongo_uri: st
         assert said(client, lost + FIND) == [second.info()["url"], "True", "the running server that owns this kernel"]
     finally:
         client.stop_channels()
+    stop(second)
     text = second.log.read_text()
     assert mongo_uri not in text
     assert "Traceback" not in text, text
+    kill(first)
+
+
+def stop(server: Running) -> None:
+    """Stop a server in order; nothing of it is left."""
+    family = server.family()
+    assert len(family) > 1
+    files = [server.home / "runtime" / f"{kind}-{server.process.pid}.json" for kind in ("superduper", "jpserver")]
+    assert [file.exists() for file in files] == [True, True]
+    server.process.send_signal(signal.SIGTERM)
+    assert wait_for_end(family, timeout=30) == []
+    assert [file.exists() for file in files] == [False, False]
+
+
+def kill(server: Running) -> None:
+    """Kill a server; no process of it is left either."""
+    family = server.family()
+    assert len(family) > 1
+    server.process.kill()
+    assert wait_for_end(family, timeout=30) == []
 
 
 def said(client: BlockingKernelClient, code: str) -> list[str]:
@@ -148,42 +187,6 @@ def said(client: BlockingKernelClient, code: str) -> list[str]:
 
     client.execute_interactive(code, output_hook=note, timeout=60)
     return "".join(printed).splitlines()
-
-
-@pytest.mark.slow
-def test_a_stopped_server_leaves_nothing_behind(launch: Launch) -> None:
-    server = launch()
-    server.ready()
-    family = server.family()
-    assert len(family) > 1
-    private = server.home / "runtime" / f"superduper-{server.process.pid}.json"
-    assert private.exists()
-    server.process.send_signal(signal.SIGTERM)
-    _, left = psutil.wait_procs(family, timeout=30)
-    assert left == []
-    assert not private.exists()
-    assert not list((server.home / "runtime").glob("jpserver-*.json"))
-
-
-@pytest.mark.slow
-def test_a_killed_server_leaves_no_process_either(launch: Launch) -> None:
-    server = launch()
-    server.ready()
-    family = server.family()
-    server.process.kill()
-    _, left = psutil.wait_procs(family, timeout=30)
-    assert left == []
-
-
-@pytest.mark.slow
-def test_jupyter_superduper_reads_the_clusters_file(launch: Launch, mongo_uri: str, tmp_path: Path) -> None:
-    host, port = mongo_uri.rpartition("@")[2].partition("/")[0].split(":")
-    file = tmp_path / "config.json"
-    file.write_text(json.dumps({"mongodb": {"uri": mongo_uri}, "jobs": {"workers": 1}, "redis": {"port": 6379}}))
-    file.chmod(0o600)
-    server = launch(*SUPERDUPER, "--config", str(file), SUPERDUPER_MONGODB__URI="")
-    server.ready()
-    assert server.status()["components"]["mongodb"]["where"] == f"{host}:{port}"
 
 
 @pytest.mark.slow
@@ -223,10 +226,12 @@ def wrong_starts(mongo_uri: str, home: Path) -> dict[str, tuple[dict[str, str], 
 
 
 @pytest.mark.slow
-def test_engines_that_do_not_start_leave_the_notebook_server_alive(launch: Launch, mongo_uri: str, home: Path) -> None:
+def test_engines_that_do_not_start_leave_the_notebook_server_alive(
+    launch_alone: Launch, mongo_uri: str, home: Path
+) -> None:
     """A person has to look: requests get 424 with one line that says at what; the notebooks go on."""
     wrong = wrong_starts(mongo_uri, home)
-    servers = {what: launch(**environment) for what, (environment, _, _) in wrong.items()}
+    servers = {what: launch_alone(**environment) for what, (environment, _, _) in wrong.items()}
     for what, server in servers.items():
         _, expected, named = wrong[what]
         status = until(lambda server=server: (s := server.status())["state"] != "starting" and s, "it gave up")
@@ -246,19 +251,41 @@ def embed(text: str) -> np.ndarray:
     return np.random.default_rng(zlib.crc32(text.encode())).normal(size=16).astype(np.float32)
 
 
+@pytest.fixture(scope="module")
+def superduper(tmp_path_factory: pytest.TempPathFactory, mongo_uri: str) -> Iterator[Running]:
+    """Return a server that was started by `jupyter superduper --config`, and share its Jupyter folders."""
+    home = tmp_path_factory.mktemp("superduper")
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in ("data", "runtime", "config"):
+            (home / kind).mkdir(mode=0o700)
+            patch.setenv(f"JUPYTER_{kind.upper()}_DIR", str(home / kind))
+        file = home / "config.json"
+        file.write_text(json.dumps({"mongodb": {"uri": mongo_uri}, "jobs": {"workers": 1}, "redis": {"port": 6379}}))
+        file.chmod(0o600)
+        with launching(home, mongo_uri, OTHERS) as start:
+            unset = {"SUPERDUPER_MONGODB__URI": "", "SUPERDUPER_JOBS__WORKERS": ""}
+            server = start(*SUPERDUPER, "--config", str(file), **unset)
+            server.ready()
+            yield server
+
+
+@pytest.mark.slow
+def test_jupyter_superduper_reads_the_clusters_file(superduper: Running, mongo_uri: str) -> None:
+    host, port = mongo_uri.rpartition("@")[2].partition("/")[0].split(":")
+    assert superduper.status()["components"]["mongodb"]["where"] == f"{host}:{port}"
+
+
 @pytest.fixture
 def shop(
-    launch: Launch, mongo_uri: str, database: Any, monkeypatch: pytest.MonkeyPatch
+    superduper: Running, mongo_uri: str, database: Any, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[Running, Any]]:
     """Return a real server, and a collection of a client that works through it, with an index and no documents."""
-    server = launch()
-    server.ready()
     monkeypatch.setenv("SUPERDUPER_MONGODB__URI", mongo_uri)
-    with sd.connect(server.info()["url"], token=TOKEN) as client:
+    with sd.connect(superduper.info()["url"], token=TOKEN) as client:
         docs = client[database.name]["products"]
         docs.create_model("embed", embed, type="vector")
         docs.create_semantic_index("meaning", models=["embed"], keys=["text"])
-        yield server, docs
+        yield superduper, docs
 
 
 @pytest.mark.slow

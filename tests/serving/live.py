@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 import superduper_nb as sd
+from superduper_nb.cluster.ending import wait_for_end
 from superduper_nb.transport import Answer, Transport
 from tests.waiting import until
 
@@ -93,7 +94,7 @@ def _process(home: Path, mongo_uri: str, workers: int) -> Iterator[subprocess.Po
         family = [*psutil.Process(process.pid).children(recursive=True)]
         process.terminate()
         process.wait(30)
-        for left in psutil.wait_procs(family, timeout=10)[1]:
+        for left in wait_for_end(family, timeout=10):
             left.kill()
 
 
