@@ -166,7 +166,9 @@ def load(database: Database[Any], identity: dict[str, Any], artifact: dict[str, 
 
 
 def trust(database: Database[Any], identity: dict[str, Any], artifact: dict[str, Any]) -> dict[str, Any]:
-    """Return the header of an artifact that is there and whole, signed by this installation. Nothing is loaded.
+    """Return the header of an artifact that is there and whole, signed by this installation, too. Nothing is loaded.
+
+    The signatures of others stay: installations that share a MongoDB each vouch for themselves.
 
     Raises
     ------
@@ -178,7 +180,13 @@ def trust(database: Database[Any], identity: dict[str, Any], artifact: dict[str,
     if not _known(header):
         raise TrustError(f"{_name(identity)}: this version knows no artifact of format {header['format']!r}.")
     _read(database, identity, header)
-    return seal(identity, header)
+    signed, others = seal(identity, header), _signatures(artifact)
+    return {**signed, "signature": [*others, signed["signature"]]} if others else signed
+
+
+def _signatures(artifact: dict[str, Any]) -> list[str]:
+    given = artifact.get("signature")
+    return [each for each in (given if isinstance(given, list) else [given]) if isinstance(each, str)]
 
 
 def _name(identity: dict[str, Any]) -> str:

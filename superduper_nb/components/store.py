@@ -292,7 +292,7 @@ class ComponentStore:
         blobs.collect(self.database)
 
     def trust(self, component: Component) -> Component:
-        """Sign a component's artifact as this installation's own: from now on it is loaded here. Nothing is loaded yet.
+        """Sign a component's artifact as this installation, too: from now on it is loaded here. Nothing is loaded yet.
 
         Raises
         ------

@@ -301,6 +301,14 @@ def test_trust_signs_what_another_installation_made(store: ComponentStore, monke
         store.load(theirs)
     assert store.load(store.trust(theirs))(4) == 8
     assert store.load(store.get("model", "theirs"))(4) == 8
+    for key in ("ab" * 32, "cd" * 32):
+        with monkeypatch.context() as patch:
+            patch.setenv("SUPERDUPER_TRUST_KEY", key)
+            if key.startswith("cd"):
+                with pytest.raises(TrustError):  # who has not vouched for it is not among them
+                    store.load(store.get("model", "theirs"))
+            else:
+                assert store.load(store.get("model", "theirs"))(4) == 8  # who made it goes on as before
 
 
 def made_elsewhere(database: Mongo, id: str, **versions: str) -> None:
