@@ -25,6 +25,7 @@ from superduper_nb.components.store import ComponentStore
 from superduper_nb.errors import InvalidInputError, ServiceError
 from superduper_nb.jobs.foreground import owner_name
 from superduper_nb.jobs.kinds import resources_of, work_of
+from superduper_nb.jobs.losses import after_loss, suspect
 from superduper_nb.jobs.outputs import Outcome
 from superduper_nb.jobs.records import COLLECTION, JobStore
 from superduper_nb.jobs.running import REPORT_EVERY_S, Part, RunningJob
@@ -39,15 +40,6 @@ _TICK_S: Final = 0.5
 _SCAN_EVERY_S: Final = 10.0
 _RENEW_EVERY_S: Final = 5.0
 _PAUSE_S: Final = 1.0
-_PIECES: Final = 8
-_TRUSTED_LOSSES: Final = 1
-"""So many workers may be lost with a part before it is tried alone: somebody else may have ended them."""
-_ATTEMPTS: Final = 3
-"""So many workers does one document kill, alone, before it is given up."""
-_WHOLE_ATTEMPTS: Final = 5
-"""So many workers may be lost with work that is one piece and goes on where it was, before its job is given up."""
-_LOST_IN_A_ROW: Final = 10
-"""So many workers does a model kill, with nothing computed in between, before its job is given up."""
 _TRIES: Final = 60
 
 
@@ -224,7 +216,7 @@ class Dispatcher:
                 if part is None:
                     hungry.remove(job)
                     self._end_if_done(job)
-                elif _suspect(job, part) and self._out:
+                elif suspect(job, part) and self._out:
                     job.again.appendleft(part)
                     return  # until those that are out came back
                 else:
@@ -244,7 +236,7 @@ class Dispatcher:
             return None
 
     def _suspect_out(self) -> bool:
-        return any(_suspect(job, part) for job, part in self._out.values())
+        return any(suspect(job, part) for job, part in self._out.values())
 
     def _lasting(self, job: RunningJob) -> bool:
         """Say whether as much as may is taken by work that lasts: half, so that the rest goes on beside it."""
@@ -297,54 +289,8 @@ class Dispatcher:
             job.error = result.error
 
     def _lost(self, job: RunningJob, part: Part, worker: str) -> None:
-        if job.whole:
-            self._try_again(job, part)
-            return
-        job.lost.add(worker)
-        if len(job.lost) > _LOST_IN_A_ROW:
-            job.error = WorkerLostError(
-                f"{len(job.lost)} workers in a row died with this job (the model ended them, a batch took longer "
-                f"than {self._batch_timeout:g} s, or memory ran out)."
-            )
-        elif part.stuck:
-            self._disentangle(job, part)
-        else:
-            self._isolate(job, part)
-
-    def _isolate(self, job: RunningJob, part: Part) -> None:
-        """Find the document that kills workers: cut up what was lost when it ran alone, until one is left."""
-        part.attempts += 1
-        if part.attempts <= _TRUSTED_LOSSES + 1:
-            job.again.append(part)
-        elif len(part.ids) > 1:
-            # Each is suspected, and none has done anything yet: where a model leaks, workers die of what others left.
-            part.attempts = _TRUSTED_LOSSES + 1
-            job.again.extend(part.split(_PIECES))
-        elif part.attempts <= _TRUSTED_LOSSES + _ATTEMPTS:
-            job.again.append(part)
-        else:
-            self._condemn(job, part, f"it killed its worker {_ATTEMPTS} times (a crash, or memory ran out)")
-
-    def _disentangle(self, job: RunningJob, part: Part) -> None:
-        """Find the document that a model hangs on: nobody else can be the reason, so it need not run alone."""
-        part.stuck = False
-        part.hangs += 1
-        if len(part.ids) > 1:
-            job.again.extend(part.split(_PIECES))
-        elif part.hangs < _ATTEMPTS:
-            job.again.append(part)
-        else:
-            self._condemn(job, part, f"the model took longer than {self._batch_timeout:g} s for it, {_ATTEMPTS} times")
-
-    def _try_again(self, job: RunningJob, part: Part) -> None:
-        part.attempts += 1
-        if part.attempts < _WHOLE_ATTEMPTS:
-            job.again.append(part)
-        else:
-            job.error = WorkerLostError(
-                f"{part.attempts} workers died with it, each where the one before had stopped (memory ran out, or a "
-                "model ended them)."
-            )
+        if why := after_loss(job, part, worker, self._batch_timeout):
+            self._condemn(job, part, why)
 
     def _condemn(self, job: RunningJob, part: Part, why: str) -> None:
         database = self._client[self._names[job.id]]
@@ -412,8 +358,3 @@ class Dispatcher:
                     "No change stream over the deployment (%s): jobs are found by scanning.", type(error).__name__
                 )
                 self._stop.wait(_PAUSE_S)
-
-
-def _suspect(job: RunningJob, part: Part) -> bool:
-    """Say whether a part is to run alone, because workers were lost with it."""
-    return not job.whole and part.attempts > _TRUSTED_LOSSES
