@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Final, Literal, get_args
 
 from bson import json_util
@@ -195,7 +195,7 @@ class ComponentStore:
                 "definition": text,
                 "artifact": header and artifacts.seal(identity, header),
                 "hash": digest,
-                "created": datetime.now(UTC),
+                "created": self.database.command("hello")["localTime"],  # a follower begins there, on MongoDB's clock
                 **extra,
             }
             try:

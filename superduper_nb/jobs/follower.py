@@ -215,7 +215,7 @@ class _Database:
         """Begin anew, with another set of collections, at the time when the newest watcher was registered."""
         created = [watcher.created for watcher in self._watchers()]
         if created and self._act():
-            since = Timestamp(int(max(created).timestamp()), 1)
+            since = Timestamp(max(created), 1)
             self._database["_sddb.follow"].replace_one({"_id": "outputs"}, {"time": since}, upsert=True)
 
     def _start(self) -> dict[str, Any]:
@@ -223,7 +223,7 @@ class _Database:
         if place := self._database["_sddb.follow"].find_one({"_id": "outputs"}):
             return {"resume_after": place["token"]} if "token" in place else {"start_at_operation_time": place["time"]}
         created = [watcher.created for watcher in self._watchers()]
-        return {"start_at_operation_time": Timestamp(int(min(created).timestamp()), 1)} if created else {}
+        return {"start_at_operation_time": Timestamp(min(created), 1)} if created else {}
 
     def _save(self, token: dict[str, Any]) -> None:
         if time.monotonic() - self._saved > _SAVE_EVERY_S:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -66,11 +67,22 @@ def named(world: World, jobs: list[dict[str, Any]]) -> list[Any]:
 
 
 @pytest.fixture
+def west_of_greenwich() -> Iterator[None]:
+    """Have a local time that is hours behind UTC: a time of MongoDB's that is taken for it lies in the future."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TZ", "America/New_York")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+@pytest.fixture
 def oracle(world: World) -> Oracle:
     world.model("m", double)
     return Oracle(world, world.watcher("m", "x"), double)
 
 
+@pytest.mark.usefixtures("west_of_greenwich")
 def test_writes_of_any_program_are_followed(world: World, oracle: Oracle, follow: Callable[[], Follower]) -> None:
     follow()
     world.docs.insert_many([{"_id": i, "x": i} for i in range(300)])
