@@ -45,6 +45,7 @@ __all__ = [
     "ServiceError",
     "SuperduperError",
     "TrustError",
+    "brief",
     "did_you_mean",
     "stoppable",
 ]
@@ -74,7 +75,7 @@ class Interrupted(KeyboardInterrupt):
     @classmethod
     def waiting_for(cls, job: str) -> Interrupted:
         """Return what tells that only the waiting has ended."""
-        return cls(f"job {job} goes on; jobs[{job!r}].cancel() stops it.")
+        return cls(f"job {job} goes on; docs.jobs[{job!r}].cancel() stops it.")
 
     def _render_traceback_(self) -> list[str] | None:
         """Tell IPython to show one line."""
@@ -184,6 +185,11 @@ class DeadlineError(ServiceError, TimeoutError):
     """It took longer than allowed."""
 
     code = "deadline"
+
+
+def brief(error: BaseException) -> str:
+    """Return an error's text; of pymongo's without the reply of the server that it repeats in full."""
+    return str(error).partition(", full error:")[0]
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,7 +14,7 @@ from superduper_nb.client.builtin import builtin
 from superduper_nb.client.jobs import JobList, Jobs
 from superduper_nb.client.optimizing import examples_for, measured
 from superduper_nb.client.registered import Registered
-from superduper_nb.components.store import Kind, check_identifier
+from superduper_nb.components.store import Component, Kind, check_identifier
 from superduper_nb.errors import InvalidInputError, did_you_mean, stoppable
 from superduper_nb.models.apply import check_batch_size, check_device, check_model, check_resources
 from superduper_nb.models.optimize import check_optimize
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from superduper_nb.serving import Errors
 
 __all__ = ["Database"]
+
+log = logging.getLogger(__name__)
 
 
 class Database(pymongo.database.Database[_DocumentType]):
@@ -118,7 +121,7 @@ class Database(pymongo.database.Database[_DocumentType]):
         Returns
         -------
         Jobs
-            Those that recompute what depends on the model; none for a new name or the same content.
+            Those that recompute what depends on the model; none for a new name, those under way for the same content.
 
         Raises
         ------
@@ -149,7 +152,10 @@ class Database(pymongo.database.Database[_DocumentType]):
             notes["optimized"] = measured(obj, optimize, bundle["examples"], **options)
         model, new = workspace.store.put("model", id, definition, obj=bundle, notes=notes)
         workspace.changed()
-        return workspace.started(workspace.backfill(workspace.dependents(model)) if new and model.version > 1 else {})
+        if new:
+            _warn_of_training(workspace, model)
+        watchers = workspace.dependents(model) if model.version > 1 else []
+        return workspace.started(workspace.backfill(watchers) if new else workspace.underway(watchers))
 
     def create_type(self, id: str, obj: Any) -> Jobs:
         """Register a type: an object with ``encode(x) -> bytes``, ``decode(bytes) -> x`` and, optionally, ``types``."""
@@ -220,8 +226,9 @@ class Database(pymongo.database.Database[_DocumentType]):
         errors : {"raise", "return"}
             When the model fails on some inputs: raise `ModelError`, or return an `ItemError` in the place of each.
         """
+        inputs = _listed(xs)
         with stoppable("The prediction"):
-            outputs: list[Any] = self._workspace.services.predict(self.name, model, list(xs), version, errors).outputs
+            outputs: list[Any] = self._workspace.services.predict(self.name, model, inputs, version, errors).outputs
         return outputs
 
     async def apredict(self, model: str, x: Any, *, version: int | None = None) -> Any:
@@ -233,7 +240,7 @@ class Database(pymongo.database.Database[_DocumentType]):
         self, model: str, xs: Sequence[Any], *, version: int | None = None, errors: Errors = "raise"
     ) -> list[Any]:
         """Do as `predict_many`, without holding up the event loop."""
-        asked = self._workspace.services.submit(self.name, model, list(xs), version=version, errors=errors)
+        asked = self._workspace.services.submit(self.name, model, _listed(xs), version=version, errors=errors)
         outputs: list[Any] = (await asyncio.wrap_future(asked)).outputs
         return outputs
 
@@ -288,3 +295,23 @@ class Database(pymongo.database.Database[_DocumentType]):
     def with_options(self, *args: Any, **kwargs: Any) -> Database[Any]:
         """Return the same database with other options, as pymongo does; of our class."""
         return self._of(super().with_options(*args, **kwargs))
+
+
+def _warn_of_training(workspace: Workspace, model: Component) -> None:
+    """Say that a version that was trained is the current one no longer: the cell may just have drawn other weights."""
+    before = workspace.store.find("model", model.id, version=model.version - 1) if model.version > 1 else None
+    if before is not None and before.origin is not None and before.origin["by"] is not None:
+        log.warning(
+            "%s: version %d takes the place of version %d, which %s had trained. docs.models.rollback(%r, %d) brings "
+            "that back. Weights drawn at random are other content each time: torch.manual_seed(0) before them.",
+            *(model.id, model.version, before.version, before.origin["by"], model.id, before.version),
+        )
+
+
+def _listed(xs: Any) -> list[Any]:
+    """Return inputs as a list; a text is one input, not one for each letter."""
+    if isinstance(xs, (str, bytes, Mapping)) or hasattr(xs, "to_dict"):
+        raise InvalidInputError(
+            f"predict_many takes a list of inputs; given a {type(xs).__name__}, which predict takes."
+        )
+    return list(xs)

@@ -13,7 +13,7 @@ from superduper_nb.client.finding import FindingCollection
 from superduper_nb.client.jobs import Jobs, Layout
 from superduper_nb.components.store import check_identifier
 from superduper_nb.components.validation import ValidationStore
-from superduper_nb.errors import InvalidInputError
+from superduper_nb.errors import InvalidInputError, brief
 from superduper_nb.jobs import NewJob
 from superduper_nb.jobs.backfill import matching
 from superduper_nb.jobs.layouts import LayoutStore
@@ -189,7 +189,7 @@ class DerivingCollection(FindingCollection[_DocumentType]):
         """Fetch content that is named by URL and not there yet.
 
         Writes do this by themselves once anything is registered; this is for documents that were there before. What
-        failed is not tried again: ``jobs[id].retry()`` does that.
+        failed is not tried again: ``docs.jobs[id].retry()`` does that.
 
         Parameters
         ----------
@@ -217,5 +217,5 @@ class DerivingCollection(FindingCollection[_DocumentType]):
             encoded: dict[str, Any] = dict(encoded_filter(self._workspace.codec, dict(filter or {})))
             self._workspace.store.database[self.name].find_one(encoded, {"_id": 1})
         except (OperationFailure, TypeError, ValueError) as error:
-            raise InvalidInputError(f"MongoDB refuses filter={filter!r:.80}: {error}") from None
+            raise InvalidInputError(f"MongoDB refuses filter={filter!r:.80}: {brief(error)}") from None
         return encoded

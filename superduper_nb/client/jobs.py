@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from superduper_nb.errors import DeadlineError, Interrupted, JobCancelledError, JobFailedError, NotFoundError
 from superduper_nb.jobs import FINAL_STATES
@@ -18,8 +19,26 @@ if TYPE_CHECKING:
 
 __all__ = ["Duplicates", "Job", "JobList", "Jobs", "Layout"]
 
+log = logging.getLogger(__name__)
+
 _POLL_FIRST_S: Final = 0.005
 _POLL_LAST_S: Final = 0.25
+
+
+class Done(NamedTuple):
+    """How far a job is.
+
+    Attributes
+    ----------
+    done, failed : int
+        Documents that were looked at, and those of them that failed.
+    total : int or None
+        All there are; None: not known yet.
+    """
+
+    done: int
+    total: int | None
+    failed: int
 
 
 class Job:
@@ -53,10 +72,10 @@ class Job:
         return str(self.record["state"])
 
     @property
-    def progress(self) -> tuple[int, int | None, int]:
+    def progress(self) -> Done:
         """Documents done, in all (None: not known yet), and failed."""
         progress = self.record["progress"]
-        return progress["done"], progress["total"], progress["failed"]
+        return Done(progress["done"], progress["total"], progress["failed"])
 
     @property
     def error(self) -> str | None:
@@ -79,7 +98,7 @@ class Job:
         return self._workspace.jobs.logs(self.id, since)
 
     def wait(self, timeout: float | None = None) -> Job:
-        """Wait until it ends.
+        """Wait until it ends; a warning is logged where single documents failed.
 
         Parameters
         ----------
@@ -105,10 +124,12 @@ class Job:
             raise Interrupted.waiting_for(self.id) from error
         self._workspace.mark()
         if record["state"] == "succeeded":
+            if told := _failed_alone(record):
+                log.warning(told)
             return self
         if record["state"] == "cancelled":
             raise JobCancelledError(
-                f"Job {self.id} ({record['name']}) was cancelled. Queue it again: jobs[...].retry()."
+                f"Job {self.id} ({record['name']}) was cancelled. Queue it again: docs.jobs[{self.id!r}].retry()."
             )
         raise JobFailedError(self._why(record))
 
@@ -156,6 +177,17 @@ class Job:
         failed = f", {progress['failed']} failed" if progress["failed"] else ""
         total = "?" if progress["total"] is None else progress["total"]
         return f"<Job {record['name']} {record['state']} {progress['done']}/{total}{failed} ({self.id})>"
+
+
+def _failed_alone(record: Mapping[str, Any]) -> str | None:
+    """Return what is to be said of documents that failed in a job that succeeded."""
+    failures = record["failures"]
+    if not failures["count"]:
+        return None
+    first = next(iter(failures["first"]), {"_id": "?", "error": "?"})
+    failed = f"{failures['count']} of {record['progress']['total']} documents failed"
+    why = f"the first _id {first['_id']!r}: {first['error']:.200}"
+    return f"{record['name']}: {failed}, {why}. docs.jobs[{record['_id']!r}].failures tells of them."
 
 
 class Duplicates(Job):

@@ -13,6 +13,7 @@ from superduper_nb.components.store import Kind
 from superduper_nb.errors import InvalidInputError, NotFoundError, did_you_mean
 from superduper_nb.jobs import NewJob
 from superduper_nb.jobs.training import imputing
+from superduper_nb.jobs.values import ACTIVE_STATES
 from superduper_nb.jobs.watchers import Watcher
 from superduper_nb.training.building import loss_of, metric_of, models_of
 from superduper_nb.training.options import Training
@@ -175,13 +176,18 @@ def target_kind(workspace: Workspace, target: str | None) -> str | None:
 
 
 def train(workspace: Workspace, task: Component, *, again: bool = False) -> Jobs:
-    """Queue the training of a task, and after it what depends on its models; nothing where that was done already."""
+    """Queue the training of a task, and after it what depends on its models; nothing where that was done already.
+
+    What is under way is not queued again, and waited for like what is.
+    """
     runs = RunStore(workspace.store.database)
     code = workspace.loader.object(task) if task.artifact else {}
     training = Training.from_definition(task.definition["training"], code)
     starts = {model: _start(workspace, task, model, training) for model in models_of(task.kind, task.definition)}
-    if not again and _settled(workspace, runs, task, starts):
-        return Jobs(workspace, {})
+    after = _affected(workspace, task, [model for model in starts if training.use_grads.get(model, True)])
+    if not again and (last := _settled(workspace, runs, task, starts)):
+        active = last["state"] in ACTIVE_STATES
+        return Jobs(workspace, {last["name"]: last["_id"], **workspace.underway(after)} if active else {})
     folds = workspace.store.database[task.collection]
     count = folds.count_documents({"$and": [{"_fold": "train"}, task.definition["filter"]]})
     needs = merge_with(max, *(model.definition.get("resources", {}) for model in starts.values()))
@@ -189,7 +195,6 @@ def train(workspace: Workspace, task: Component, *, again: bool = False) -> Jobs
     job = NewJob("training", f"train {task.id}", task.collection, task.id, work, training.steps(count))
     runs.plan(job.id, task, {model: component.version for model, component in starts.items()})
     workspace.jobs.create([job])
-    after = _affected(workspace, task, [model for model in starts if training.use_grads.get(model, True)])
     return workspace.started({job.name: job.id, **workspace.backfill(after, [job.id])})
 
 
@@ -205,19 +210,22 @@ def _start(workspace: Workspace, task: Component, model: str, training: Training
     return current
 
 
-def _settled(workspace: Workspace, runs: RunStore, task: Component, starts: Mapping[str, Component]) -> bool:
-    """Say whether the last run is this one, and did not fail."""
+def _settled(
+    workspace: Workspace, runs: RunStore, task: Component, starts: Mapping[str, Component]
+) -> dict[str, Any] | None:
+    """Return the job of the last run, where that is this one, and did not fail."""
     last = runs.last(task.kind, task.collection, task.id)
     if last is None or last["version"] != task.version or last["starts"].keys() != starts.keys():
-        return False
+        return None
     for model, version in last["starts"].items():
         before = workspace.store.find("model", model, version=version)
         if before is None or before.hash != starts[model].hash:
-            return False
+            return None
     try:
-        return workspace.jobs.get(last["_id"])["state"] in ("pending", "running", "succeeded")
-    except NotFoundError:
-        return "ended" in last
+        job = workspace.jobs.get(last["_id"])
+    except NotFoundError:  # ended jobs are deleted after a while, runs are not
+        job = {"_id": last["_id"], "state": "succeeded" if "ended" in last else "failed"}
+    return job if job["state"] in (*ACTIVE_STATES, "succeeded") else None
 
 
 def _affected(workspace: Workspace, task: Component, models: Sequence[str]) -> list[Watcher]:

@@ -174,8 +174,12 @@ class Workspace:
     def backfill(self, watchers: Sequence[Watcher], parents: Sequence[str] = ()) -> dict[str, str]:
         """Record the jobs that compute watchers' outputs for all documents there are, after their parents."""
         jobs = backfill(self.jobs, watchers, parents)
-        several = len({place for place, _ in jobs}) > 1
-        return {f"{name} of {place}" if several else name: job.id for (place, name), job in jobs.items()}
+        return _named({place: job.id for place, job in jobs.items()})
+
+    def underway(self, watchers: Sequence[Watcher]) -> dict[str, str]:
+        """Return the jobs that compute watchers' outputs for all documents and have not ended: name → identifier."""
+        jobs = {(each.collection, each.id): self.jobs.backfilling(each.collection, each.id) for each in watchers}
+        return _named({place: id for place, id in jobs.items() if id is not None})
 
     def fetch(self, collection: str, filter: Mapping[str, Any]) -> dict[str, str]:
         """Record a job that fetches content for the documents that match, where some do."""
@@ -212,6 +216,12 @@ def _cluster_time(client: Any) -> Timestamp | None:
 
 def _has_components(database: Database[Any]) -> bool:
     return bool(database.list_collection_names(filter={"name": COLLECTION}, authorizedCollections=True))
+
+
+def _named(jobs: Mapping[tuple[str, str], str]) -> dict[str, str]:
+    """Return jobs by what they are called in views: with the collection where there are several."""
+    several = len({place for place, _ in jobs}) > 1
+    return {f"{name} of {place}" if several else name: id for (place, name), id in jobs.items()}
 
 
 def _in_transaction(session: ClientSession | None) -> bool:

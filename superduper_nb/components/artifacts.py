@@ -8,12 +8,15 @@ verifies over the very bytes that are loaded.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import io
 import pickle
 import platform
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import cloudpickle
@@ -105,14 +108,21 @@ def _dumped(obj: Any, pickler: Callable[[io.BytesIO], Any], what: str) -> bytes:
 
 def _culprit(obj: Any, depth: int = 3) -> str:
     name = type(obj).__name__
-    parts = obj.items() if isinstance(obj, dict) else getattr(obj, "__dict__", {}).items()
-    for key, value in parts if depth else ():
+    for key, value in _parts(obj).items() if depth else ():
         try:
             cloudpickle.dumps(value)
         except Exception:
             inner = _culprit(value, depth - 1)
             return f"{key} of {name}" if inner == type(value).__name__ else f"{inner} in {key}"
     return name
+
+
+def _parts(obj: Any) -> dict[str, Any]:
+    if isinstance(obj, FunctionType):
+        with suppress(ValueError):  # a variable that has no value yet
+            used = inspect.getclosurevars(obj)
+            return {**used.globals, **used.nonlocals}
+    return obj if isinstance(obj, dict) else getattr(obj, "__dict__", {})
 
 
 def save(database: Database[Any], packed: Packed) -> dict[str, Any]:
@@ -180,7 +190,8 @@ def trust(database: Database[Any], identity: dict[str, Any], artifact: dict[str,
     if not _known(header):
         raise TrustError(f"{_name(identity)}: this version knows no artifact of format {header['format']!r}.")
     _read(database, identity, header)
-    signed, others = seal(identity, header), _signatures(artifact)
+    signed = seal(identity, header)
+    others = [each for each in _signatures(artifact) if each != signed["signature"]]
     return {**signed, "signature": [*others, signed["signature"]]} if others else signed
 
 

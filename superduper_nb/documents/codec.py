@@ -212,8 +212,8 @@ class Codec:
 
     def _refuse(self, value: Any, path: _Path) -> Any:
         raise EncodeError(
-            f"{_place(path)}: no type stores a {_name(type(value))}. Known types: {', '.join(map(repr, self._types))}. "
-            "Register your own with create_type.",
+            f"{_place(path)}: no type stores a value of class {_name(type(value))}. "
+            f"Known types: {', '.join(map(repr, self._types))}. Register your own with create_type.",
             value,
         )
 

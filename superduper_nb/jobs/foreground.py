@@ -62,7 +62,7 @@ def _run(job: RunningJob, database: Database[Any], loader: Loader, policy: Downl
     except KeyboardInterrupt as error:
         job.store.cancel(job.id)
         what = f"job {job.id} ({job.record['name']}) is cancelled; what it has written stays"
-        raise Interrupted(f"{what}, jobs[{job.id!r}].retry() does the rest.") from error
+        raise Interrupted(f"{what}, docs.jobs[{job.id!r}].retry() does the rest.") from error
     except BaseException:
         job.store.cancel(job.id)
         raise

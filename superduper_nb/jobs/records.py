@@ -138,6 +138,13 @@ class JobStore:
         query = {"state": {"$in": list(ACTIVE_STATES)}, "collection": collection}
         return tuple(job["_id"] for job in self._jobs.find(query, {"_id": 1}))
 
+    def backfilling(self, collection: str, component: str) -> str | None:
+        """Return the newest job over all documents of a watcher, where one has not ended."""
+        query = {"state": {"$in": list(ACTIVE_STATES)}, "kind": "outputs", "work.filter": {"$exists": True}}
+        which = {"collection": collection, "component": component}
+        found = self._jobs.find_one({**query, **which}, {"_id": 1}, sort=[("_id", -1)])
+        return str(found["_id"]) if found else None
+
     def underway(self, kind: str, collection: str, component: str) -> Records:
         """Return the work of a component's jobs that have not ended, and name their documents.
 

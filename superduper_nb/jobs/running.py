@@ -8,6 +8,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any, Final
 
+from superduper_nb.errors import brief
 from superduper_nb.jobs.chunks import CHUNK_SIZE
 from superduper_nb.jobs.kinds import WHOLE
 from superduper_nb.jobs.outputs import Outcome
@@ -216,7 +217,7 @@ def error_record(error: BaseException) -> dict[str, Any]:
     """Describe an exception for a record, within bounds."""
     text = "".join(traceback.format_exception(error))
     try:
-        message = str(error)[:4000]
+        message = brief(error)[:4000]
     except Exception:  # an exception whose text can't be made must not hide what happened
         message = "(its text can't be shown)"
     return {"type": type(error).__name__, "message": message, "traceback": text[-_TRACEBACK_CHARS:]}

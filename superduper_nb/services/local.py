@@ -118,6 +118,9 @@ class LocalServices(Engines):
     def _jobs_status(self) -> dict[str, Any]:
         return self._pool.describe()
 
+    def _search_status(self) -> dict[str, Any]:
+        return super()._search_status() | {"where": "the notebook server"}
+
     def _mongodb_status(self) -> dict[str, Any]:
         status = super()._mongodb_status() | {"embedded": self._mongod is not None}
         if self._mongod is not None and status["state"] != "running":

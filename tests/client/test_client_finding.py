@@ -406,6 +406,9 @@ def test_predict_is_the_model_applied_here(shop: sd.Collection[Any]) -> None:
     assert shop.predict("double", 4) == 8
     with pytest.raises(NotFoundError, match="double"):
         shop.predict("duble", 4)
+    for one in ("text", {"text": "warm"}):
+        with pytest.raises(InvalidInputError, match=r"takes a list of inputs; given a (str|dict)"):
+            shop.predict_many("length", one)
 
 
 # --- measuring -----------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from superduper_nb.client.jobs import Jobs
 from superduper_nb.config import Config
 from superduper_nb.errors import DeadlineError, JobCancelledError, JobFailedError, ServerUnavailableError
 from superduper_nb.jobs import JobStore, NewJob
+from superduper_nb.jobs.backfill import matching
 from superduper_nb.remote import RemoteServices
 
 Docs = sd.Collection[Any]
@@ -67,3 +68,28 @@ def test_a_write_succeeds_while_the_notebook_server_is_away(client: sd.Client[An
     assert jobs["length/text"].record["hold"] is None  # whoever comes next may begin
     with pytest.raises(ServerUnavailableError):
         jobs.wait(5)
+
+
+def test_a_cell_that_is_run_again_waits_for_what_is_under_way(findable: Docs, store: JobStore) -> None:
+    whole = NewJob("outputs", "words/text", "docs", "words/text", matching({}), 2)
+    store.create([whole, NewJob("outputs", "words/text", "docs", "words/text", {"ids": [1]}, 1)])
+
+    def again() -> list[dict[str, str]]:
+        made = findable.create_watcher("words", "text"), findable.create_semantic_index("meaning", ["words"], ["text"])
+        return [{name: job.id for name, job in jobs.items()} for jobs in made]
+
+    assert again() == [{"words/text": whole.id}] * 2
+    store.cancel(whole.id)
+    assert again() == [{}, {}]
+
+
+def test_documents_that_failed_are_told_to_who_waits(docs: Docs, caplog: pytest.LogCaptureFixture) -> None:
+    jobs = docs.insert_many([{"_id": 1, "text": "one"}, {"_id": 2, "text": 5}, {"_id": 3}]).jobs
+    assert caplog.messages == []
+    jobs.wait()
+    assert caplog.messages == [
+        "length/text: 1 of 3 documents failed, the first _id 2: TypeError: object of type 'int' has no len(). "
+        f"docs.jobs[{jobs['length/text'].id!r}].failures tells of them."
+    ]
+    assert jobs["length/text"].progress == (3, 3, 1)
+    assert repr(jobs["length/text"].progress) == "Done(done=3, total=3, failed=1)"

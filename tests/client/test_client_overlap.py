@@ -23,8 +23,9 @@ OURS = {
     ),
     sd.Collection: (
         pymongo.collection.Collection,
-        "__getitem__ aggregate bulk_write delete_many delete_one find find_one_and_delete find_one_and_replace "
-        "find_one_and_update insert_many insert_one replace_one update_many update_one with_options",
+        "__call__ __getitem__ aggregate bulk_write delete_many delete_one find find_one_and_delete "
+        "find_one_and_replace find_one_and_update insert_many insert_one replace_one update_many update_one "
+        "with_options",
     ),
     sd.Cursor: (pymongo.cursor.Cursor, "__enter__ _clone _refresh _unpack_response distinct explain"),
     DecodingCommandCursor: (pymongo.command_cursor.CommandCursor, "__init__ _refresh"),

@@ -1,4 +1,4 @@
-"""Registering: thirteen mappings, versions, and what is refused."""
+"""Registering: fourteen mappings, versions, and what is refused."""
 
 from __future__ import annotations
 
@@ -356,3 +356,34 @@ def test_models_of_several_kinds(docs: sd.Collection[Any], stored: Any) -> None:
             np.testing.assert_allclose(made["torch"], docs.models["torch"](x), atol=1e-6)
         np.testing.assert_allclose(made["sklearn"], scaler.transform([document["x"]])[0])
         assert torch.equal(torch.as_tensor(made["no_parameters"]), x)
+
+
+def test_a_key_that_no_document_has_is_told(docs: sd.Collection[Any], caplog: pytest.LogCaptureFixture) -> None:
+    docs.create_watcher("length", "txet")  # nothing is there yet
+    docs.insert_many([{"text": "a"}, {"text": "b", "more": "c"}])
+    docs.create_watcher("length", "more")
+    docs.create_watcher("length", "_base")
+    assert caplog.messages == []
+    docs.create_watcher("length", "txet")
+    assert caplog.messages == ["length/txet: 2 documents were looked at, and none has the key. Did you mean 'text'?"]
+
+
+def test_a_version_that_was_trained_does_not_go_unnoticed(
+    docs: sd.Collection[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    store = docs._workspace.store
+    first = store.get("model", "length")
+    origin = {"base": first.hash, "by": "imputation x of docs", "run": "r"}
+    store.put("model", "length", first.definition, obj={"object": len}, origin=origin)
+    docs.create_model("length", length)
+    assert caplog.messages == []
+    docs.create_model("length", words)
+    assert "version 3 takes the place of version 2, which imputation x of docs had trained" in caplog.text
+    assert "docs.models.rollback('length', 2)" in caplog.text
+
+
+def test_a_method_whose_name_is_mistyped_is_named(docs: sd.Collection[Any]) -> None:
+    with pytest.raises(TypeError, match=r"no method 'creat_model'\. Did you mean 'create_model'\?"):
+        docs.creat_model("m", len)
+    with pytest.raises(TypeError, match="'Collection' object is not callable"):
+        docs.zzz()

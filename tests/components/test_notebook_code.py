@@ -183,12 +183,24 @@ class Inner:
         return x
 
 
-@pytest.mark.parametrize("what", ["holder", "dict", "closure"])
-def test_what_can_not_be_stored_is_named(what: str, database: Database[dict[str, Any]], home: Path) -> None:
+@pytest.mark.parametrize(
+    ("what", "wanted"),
+    [
+        ("holder", "guard of Inner in inner"),
+        ("dict", "guard of dict"),
+        ("closure", "lock of function"),
+        ("global", "OUTSIDE of function in object"),
+    ],
+)
+def test_what_can_not_be_stored_is_named(
+    what: str, wanted: str, database: Database[dict[str, Any]], home: Path
+) -> None:
     lock = threading.Lock()
+    notebook: dict[str, Any] = {"__name__": "__main__", "OUTSIDE": lock}
+    exec("def outside(x): return OUTSIDE", notebook)
     objects: dict[str, Any] = {"holder": Holder(), "dict": {"guard": lock}, "closure": lambda: lock}
+    objects["global"] = {"object": notebook["outside"]}
     store = ComponentStore(database)
-    wanted = "guard of Inner in inner|guard of dict|lock"
     with pytest.raises(InvalidInputError, match=wanted):
         store.put("model", "m", {}, obj=objects[what])
     assert store.versions("model", "m") == []

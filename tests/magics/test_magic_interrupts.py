@@ -121,7 +121,7 @@ def test_stop_ends_what_runs_in_one_line_and_the_kernel_goes_on(kernel: Kernel, 
     python = f"import threading\nthreading.Timer(0.2, print, ['waits']).start()\ndocs.jobs[{job['_id']!r}].wait()"
     for cell, begun in (("%sddb wait", shown), (python, waits)):
         (told,) = errors(kernel.stopped(cell, begun))
-        assert told == f"Interrupted: job {job['_id']} goes on; jobs['{job['_id']}'].cancel() stops it."
+        assert told == f"Interrupted: job {job['_id']} goes on; docs.jobs['{job['_id']}'].cancel() stops it."
     assert JobStore(database).get(job["_id"])["state"] == "running"
 
     assert errors(kernel.run("assert len(docs.find({}, like={'text': 'quick'}).to_list()) == 1")) == []
