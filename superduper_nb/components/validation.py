@@ -15,10 +15,10 @@ from pymongo.collection import Collection
 from pymongo.database import Database
 from toolz import partition_all
 
-from superduper_nb.components.store import Component, ComponentStore, plain_database
+from superduper_nb.components.store import Component, plain_database
 from superduper_nb.errors import InvalidInputError
 
-__all__ = ["COPIES", "ValidationStore", "validation_documents", "validation_pairs"]
+__all__ = ["COPIES", "ValidationStore"]
 
 COPIES: Final = "_sddb.validation"
 _BATCH: Final = 500
@@ -84,31 +84,3 @@ def _rows(documents: Iterable[dict[str, Any]], split: Split | None) -> Iterator[
                 f"The splitter must return (query part, rest) for a document; it made {parts!r:.80}."
             )
         yield {"document": document, "split": list(parts)}
-
-
-def validation_documents(database: Database[Any], collection: str, id: str) -> Iterator[dict[str, Any]]:
-    """Yield the documents of a validation set as they are stored, in a fixed order.
-
-    Raises
-    ------
-    NotFoundError
-        There is no such set.
-    """
-    component = ComponentStore(database).get("validation_set", id, collection=collection)
-    return (row["document"] for row in ValidationStore(database).documents(component))
-
-
-def validation_pairs(database: Database[Any], collection: str, id: str) -> Iterator[tuple[Any, Any]]:
-    """Yield ``(query part, rest)`` of the documents of a validation set that has a splitter, as they are stored.
-
-    Raises
-    ------
-    NotFoundError
-        There is no such set.
-    InvalidInputError
-        It has no splitter.
-    """
-    component = ComponentStore(database).get("validation_set", id, collection=collection)
-    if component.definition["splitter"] is None:
-        raise InvalidInputError(f"The validation set {id!r} was created without splitter=: it has no pairs.")
-    return ((row["split"][0], row["split"][1]) for row in ValidationStore(database).documents(component))

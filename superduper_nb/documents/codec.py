@@ -130,13 +130,6 @@ class Codec:
             return Binary(data, VECTOR_SUBTYPE)
         return {CONTENT: {"type": type_id, "bytes": bytes(data)}}
 
-    def type_of(self, value: Any) -> str | None:
-        """Return the name of the type that writing would choose for a value; None for values MongoDB stores itself."""
-        encoder = self._encoder(type(value))
-        if not isinstance(encoder, partial) or encoder.func != self._encode_typed:
-            return None
-        return self._as_vector(str(encoder.args[0]), value)
-
     def _encode(self, value: Any, path: _Path) -> Any:
         return self._encoder(type(value))(value, path)
 

@@ -280,14 +280,22 @@ def test_classes_that_pymongo_is_told_about_are_left_to_it() -> None:
         codec.encode({"p": Point(1)})
 
 
+def type_of(codec: Codec, value: Any) -> str | None:
+    """Return the type by which a value was written; None where MongoDB stores it itself."""
+    stored = codec.encode(value)
+    if isinstance(stored, bson.Binary):
+        return "vector"
+    return stored["_content"]["type"] if isinstance(stored, dict) else None
+
+
 def test_w10_own_types_and_subclasses_by_their_base() -> None:
     codec = Codec({**builtin_types(), "point": PointType()})
     stored = codec.encode({"p": [Pixel(5)]})
     assert stored == {"p": [{"_content": {"type": "point", "bytes": b"5"}}]}
     assert codec.decode(stored)["p"][0].x == 5
-    assert [
-        codec.type_of(x) for x in (Pixel(1), 1, "a", np.eye(2), np.ones(2, np.float32), torch.ones(2), object())
-    ] == [*("point", None, None, "array", "vector", "tensor", None)]
+    assert [type_of(codec, x) for x in (Pixel(1), 1, "a", np.eye(2), np.ones(2, np.float32), torch.ones(2))] == [
+        *("point", None, None, "array", "vector", "tensor")
+    ]
 
 
 def test_the_nearest_base_decides_and_the_later_type_wins() -> None:
@@ -307,7 +315,7 @@ def test_the_nearest_base_decides_and_the_later_type_wins() -> None:
             return Celsius(float(data))
 
     codec = Codec({"point": PointType(), "pixel": PixelType(), "again": PixelType(), "celsius": CelsiusType()})
-    assert [codec.type_of(x) for x in (Point(1), Pixel(1), Celsius(1))] == ["point", "again", "celsius"]
+    assert [type_of(codec, x) for x in (Point(1), Pixel(1), Celsius(1))] == ["point", "again", "celsius"]
     assert type(codec.decode(codec.encode({"t": Celsius(20.5)}))["t"]) is Celsius
 
 
