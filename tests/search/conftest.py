@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -132,22 +131,29 @@ class Corpus:
     def truth(self, query: Any, filter: Mapping[str, Any] | None = None) -> list[tuple[Any, float]]:
         """Return what brute force over MongoDB says: every match with its score, best first, ties by ``_id``."""
         q = np.asarray(query, dtype=np.float32).astype(np.float64)
-        found = []
-        for document in self.docs.find({"$and": [dict(filter or {}), self.filter]}).sort("_id", 1):
+        ids, rows = [], []
+        matching = {"$and": [dict(filter or {}), self.filter]}
+        for document in self.docs.find(matching, {"_outputs.x.m": 1, "_sddb.outputs.m/x": 1}).sort("_id", 1):
             token = document.get("_sddb", {}).get("outputs", {}).get("m/x", {})
             if token.get("v") == self.version and "error" not in token:
-                row = Vector().decode(document["_outputs"]["x"]["m"]).astype(np.float64)
+                row = Vector().decode(document["_outputs"]["x"]["m"])
                 if self.measure != "cosine" or row.any():
-                    found.append((document["_id"], self.score(q, row)))
-        return sorted(found, key=lambda pair: -pair[1])  # stable: MongoDB's order among equals
+                    ids.append(document["_id"])
+                    rows.append(row)
+        scores = self.scores(q, np.array(rows, dtype=np.float64)).tolist() if rows else []
+        return sorted(zip(ids, scores, strict=True), key=lambda pair: -pair[1])  # stable: MongoDB's order among equals
 
     def score(self, q: np.ndarray, row: np.ndarray) -> float:
+        return float(self.scores(q, row[None])[0])
+
+    def scores(self, q: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Score rows, each by itself: equal ones get equal scores, as a product of matrices may not give them."""
         if self.function is not None:
-            return float(self.function(q[None].astype(np.float32), row[None].astype(np.float32))[0, 0])
+            return self.function(q[None].astype(np.float32), rows.astype(np.float32))[0].astype(np.float64)
         if self.measure == "l2":
-            return 1 / (1 + math.sqrt(math.fsum((row - q) ** 2)))
-        product = math.fsum(row * q)
-        return product / math.sqrt(math.fsum(row * row) * math.fsum(q * q)) if self.measure == "cosine" else product
+            return 1 / (1 + np.sqrt(((rows - q) ** 2).sum(axis=1)))
+        products = (rows * q).sum(axis=1)
+        return products / np.sqrt((rows * rows).sum(axis=1) * (q * q).sum()) if self.measure == "cosine" else products
 
     def check(self, query: Any, n: int = 10, filter: Mapping[str, Any] | None = None, **options: Any) -> SearchReply:
         """Search, and compare with the truth."""

@@ -23,12 +23,11 @@ from jupyter_client.blocking.client import BlockingKernelClient
 import superduper_nb as sd
 from superduper_nb.cluster.ending import wait_for_end
 from superduper_nb.transport import Transport
-from tests.serving.live import TOKEN
+from tests.serving.live import OTHERS, TOKEN
 from tests.waiting import until
 
 SUPERDUPER = (sys.executable, "-c", "from superduper_nb.server_ext.app import main; main()")
 """What the command ``jupyter superduper`` runs."""
-OTHERS = dict.fromkeys(("jupyter_lsp", "jupyter_server_terminals", "jupyterlab", "notebook", "notebook_shim"), False)
 FIND = """
 from superduper_nb.cluster.discovery import find_server
 from superduper_nb.config import Config
@@ -123,7 +122,7 @@ def launch(home: Path, mongo_uri: str) -> Iterator[Launch]:
 
 @pytest.fixture
 def launch_alone(home: Path, mongo_uri: str) -> Iterator[Launch]:
-    """Return what starts a server without the other extensions, which take a second of their own."""
+    """Return what starts a server without the other extensions."""
     with launching(home, mongo_uri, OTHERS) as start:
         yield start
 
@@ -191,6 +190,9 @@ def said(client: BlockingKernelClient, code: str) -> list[str]:
 
 @pytest.mark.slow
 def test_jupyter_superduper_refuses_a_wrong_file_before_anything_starts(home: Path, tmp_path: Path) -> None:
+    (home / "config" / "jupyter_server_config.json").write_text(
+        json.dumps({"ServerApp": {"jpserver_extensions": OTHERS}})
+    )
     file = tmp_path / "config.json"
     file.write_text(json.dumps({"mongdb": {"uri": "mongodb://ana:s3cr3t@h/"}}))
     file.chmod(0o600)

@@ -22,6 +22,8 @@ from tests.waiting import until
 
 API = "superduper/api/v1/"
 TOKEN = "t0ken-of-the-tests"
+OTHERS = dict.fromkeys(("jupyter_lsp", "jupyter_server_terminals", "jupyterlab", "notebook", "notebook_shim"), False)
+"""The other extensions that are installed: a server starts a second sooner without them."""
 
 
 @dataclass
@@ -57,7 +59,7 @@ def running(home: Path, mongo_uri: str, *, workers: int = 1) -> Iterator[Live]:
         for kind in ("data", "runtime", "config"):
             (home / kind).mkdir(mode=0o700, parents=True)
             patch.setenv(f"JUPYTER_{kind.upper()}_DIR", str(home / kind))
-        enabled = {"ServerApp": {"jpserver_extensions": {"superduper_nb": True}}}
+        enabled = {"ServerApp": {"jpserver_extensions": {"superduper_nb": True, **OTHERS}}}
         (home / "config" / "jupyter_server_config.json").write_text(json.dumps(enabled))
         with _process(home, mongo_uri, workers) as process:
             url = _url(home / "runtime" / f"jpserver-{process.pid}.json")

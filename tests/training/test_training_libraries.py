@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib import import_module
 from typing import Any
 
-import lightning.pytorch as lightning
 import numpy as np
 import pytest
 import torch
-from skorch import NeuralNetClassifier
-from skorch.helper import predefined_split
 from test_training_durable import After, Killed, kill, work
 from training_models import DIGITS, Net
 
@@ -20,8 +18,6 @@ from superduper_nb.jobs.outputs import Control
 from superduper_nb.training import Fitter, Fitting
 from superduper_nb.training.data import Samples, Skipped
 from superduper_nb.training.documents import Documents
-from superduper_nb.training.lightning import LightningTrainer
-from superduper_nb.training.skorch import SkorchTrainer
 
 Docs = sd.Collection[dict[str, Any]]
 CLASSES = sorted(DIGITS)
@@ -29,39 +25,9 @@ CLASSES = sorted(DIGITS)
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated:FutureWarning")
 
 
-class LitDigits(lightning.LightningModule):
-    """As Lightning's users write one."""
-
-    def __init__(self, dropout: float = 0.0) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.net = Net(dropout=dropout)
-
-    def preprocess(self, image: Any) -> torch.Tensor:
-        return self.net.preprocess(image)
-
-    def forward(self, x: torch.Tensor) -> Any:
-        return self.net(x)
-
-    def training_step(self, batch: Any, number: int) -> Any:
-        loss = torch.nn.functional.cross_entropy(self(batch[0]), batch[1])
-        self.log("train_loss", loss)
-        return loss
-
-    def validation_step(self, batch: Any, number: int, dataloader_idx: int = 0) -> None:
-        logits = self(batch[0])
-        self.log("val_loss", torch.nn.functional.cross_entropy(logits, batch[1]), batch_size=len(batch[1]))
-        self.log("val_acc", (logits.argmax(1) == batch[1]).float().mean(), batch_size=len(batch[1]))
-
-    def configure_optimizers(self) -> Any:
-        return torch.optim.AdamW(self.parameters(), lr=1e-2)
-
-
-def skorch_net(**options: Any) -> NeuralNetClassifier:
-    torch.manual_seed(0)
-    module = Net(dropout=options.pop("dropout", 0.0))
-    how = {"optimizer": torch.optim.AdamW, "lr": 1e-2, "verbose": 0, **options}
-    return NeuralNetClassifier(module, criterion=torch.nn.CrossEntropyLoss, **how)
+def library(name: str, **options: Any) -> Any:
+    """Return a model of `library_models`, imported here only: each process of tests imports this module."""
+    return getattr(import_module("library_models"), name)(**options)
 
 
 def batches(docs: Docs, rows: list[dict[str, Any]], epoch: int | None, seed: int = 0, size: int = 32) -> list[Any]:
@@ -78,6 +44,9 @@ def batches(docs: Docs, rows: list[dict[str, Any]], epoch: int | None, seed: int
 
 def task(docs: Docs, trainer: str, how: sd.Training, **options: Any) -> Any:
     options = {"filter": {"label": {"$exists": True}}, "target": "label", "classes": CLASSES, **options}
+    from superduper_nb.training.lightning import LightningTrainer
+    from superduper_nb.training.skorch import SkorchTrainer
+
     docs.create_trainer("lightning", LightningTrainer)
     docs.create_trainer("skorch", SkorchTrainer)
     return docs.create_learning_task("digit", trainer, ["lib"], ["img"], training=how, **options)
@@ -104,7 +73,9 @@ def assert_equal(ours: Any, theirs: Any) -> None:
 
 
 def test_lightning_leaves_what_it_leaves_alone(digits: Docs, digit_rows: list[dict[str, Any]]) -> None:
-    digits.create_model("lib", LitDigits())
+    import lightning.pytorch as lightning
+
+    digits.create_model("lib", library("LitDigits"))
     digits.create_watcher("lib", "img")
     digits.create_validation_set("few", {"label": {"$exists": True}}, sample_size=40)
     how = sd.Training(epochs=3, batch_size=32, clip_norm=1.0, grad_accumulation=2)
@@ -122,7 +93,7 @@ def test_lightning_leaves_what_it_leaves_alone(digits: Docs, digit_rows: list[di
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     how_alone = {"max_epochs": 3, "gradient_clip_val": 1.0, "accumulate_grad_batches": 2, "num_sanity_val_steps": 0}
     alone = lightning.Trainer(accelerator="cpu", **how_alone, **quiet)
-    module = LitDigits()
+    module = library("LitDigits")
     alone.fit(module, Epochs(), Validation())
     assert_equal(digits.models["lib"].state_dict(), module.state_dict())
     history = digits.learning_tasks["digit"].history
@@ -139,10 +110,12 @@ def test_lightning_leaves_what_it_leaves_alone(digits: Docs, digit_rows: list[di
 
 
 def test_skorch_leaves_what_it_leaves_alone(digits: Docs, digit_rows: list[dict[str, Any]]) -> None:
-    digits.create_model("lib", skorch_net())
+    from skorch.helper import predefined_split
+
+    digits.create_model("lib", library("skorch_net"))
     jobs = task(digits, "skorch", sd.Training(epochs=3, batch_size=32, monitor="valid.acc"))
     assert jobs["train digit"].status == "succeeded", jobs["train digit"].error
-    alone, validation = skorch_net(), batches(digits, digit_rows, None, size=10**6)[0]
+    alone, validation = library("skorch_net"), batches(digits, digit_rows, None, size=10**6)[0]
     alone.set_params(train_split=predefined_split(torch.utils.data.TensorDataset(*validation)))
     alone.initialize()
     for epoch in range(3):
@@ -160,13 +133,13 @@ def test_skorch_leaves_what_it_leaves_alone(digits: Docs, digit_rows: list[dict[
     assert digits.predict("lib", digit_rows[899]["img"]) == label
 
 
-@pytest.mark.parametrize(("trainer", "model"), [("lightning", LitDigits), ("skorch", skorch_net)])
+@pytest.mark.parametrize(("trainer", "model"), [("lightning", "LitDigits"), ("skorch", "skorch_net")])
 def test_one_that_is_killed_goes_on_and_one_that_is_cancelled_keeps_its_best(
-    digits: Docs, monkeypatch: pytest.MonkeyPatch, trainer: str, model: Any
+    digits: Docs, monkeypatch: pytest.MonkeyPatch, trainer: str, model: str
 ) -> None:
     """With dropout: an attempt that goes on draws what the unbroken one drew."""
 
-    digits.create_model("lib", model(dropout=0.3))
+    digits.create_model("lib", library(model, dropout=0.3))
     assert work(digits, queued(digits, monkeypatch, trainer)).run(["run"], Control()).done == 36
     unbroken, expected = weights(digits), digits.learning_tasks["digit"].history.drop(columns="time")
     digits.learning_tasks.delete("digit")
@@ -196,13 +169,13 @@ def test_one_that_is_killed_goes_on_and_one_that_is_cancelled_keeps_its_best(
     assert 0 < run["best_step"] <= 15
 
 
-@pytest.mark.parametrize(("trainer", "model"), [("lightning", LitDigits), ("skorch", skorch_net)])
+@pytest.mark.parametrize(("trainer", "model"), [("lightning", "LitDigits"), ("skorch", "skorch_net")])
 def test_without_a_fold_to_judge_by_the_last_weights_are_kept(
-    digits: Docs, monkeypatch: pytest.MonkeyPatch, trainer: str, model: Any
+    digits: Docs, monkeypatch: pytest.MonkeyPatch, trainer: str, model: str
 ) -> None:
     """And one that is killed goes on there, too: Lightning begins an epoch anew in another way then."""
     digits.delete_many({"_fold": "valid"})
-    digits.create_model("lib", model(dropout=0.3))
+    digits.create_model("lib", library(model, dropout=0.3))
     made = []
     for kills in ((), (15, 30)):
         record = queued(digits, monkeypatch, trainer)
@@ -278,7 +251,7 @@ for name in ("lightning", "skorch"):
 
 
 def test_what_would_have_no_effect_is_refused(digits: Docs) -> None:
-    digits.create_model("lib", LitDigits())
+    digits.create_model("lib", library("LitDigits"))
     for trainer, options, said in [
         ("lightning", {"training": sd.Training(lr=0.1)}, "lr=0.1: LightningTrainer has a loop of its own"),
         ("lightning", {"loss": "mse"}, "leave out loss="),
@@ -293,14 +266,9 @@ def test_what_would_have_no_effect_is_refused(digits: Docs) -> None:
     assert "trains a LightningModule, not a Net" in (jobs["train other"].error or "")
 
 
-class Breaks(LitDigits):
-    def training_step(self, batch: Any, number: int) -> Any:
-        return super().training_step(batch, number) * (float("nan") if self.global_step >= self.steps else 1.0)
-
-
 def test_a_loss_that_becomes_nan_stops_lightning_too(digits: Docs) -> None:
     for steps in (0, 30):
-        broken = Breaks()
+        broken = library("Breaks")
         broken.steps = steps
         digits.create_model("lib", broken)
         jobs = task(digits, "lightning", sd.Training(epochs=3, batch_size=64))
