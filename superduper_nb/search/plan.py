@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -28,6 +28,8 @@ __all__ = ["Hints", "Matching", "Plan", "check_filter", "planned", "planned_many
 
 _TIMEOUT_MS: Final = 30_000
 _FIRST_PROBE: Final = 64
+_GUESSED: Final = 256
+"""At most, where only the share of another filter is known."""
 _LAST_PROBE: Final = 512, 2048
 """Of a small and of a large index; between them a hundredth of it: more can't be had by codes (`Scorer`)."""
 _HINTS: Final = 256
@@ -69,6 +71,10 @@ def _check(value: Any, depth: int) -> None:
             _check(item, depth + 1)
 
 
+def _shape(value: Any) -> Hashable:
+    return tuple((name, _shape(item)) for name, item in value.items()) if isinstance(value, Mapping) else None
+
+
 def _plain(values: Sequence[Any]) -> bool:
     return not any(issubclass(cls, (Mapping, list, tuple)) for cls in set(map(type, values)))
 
@@ -87,6 +93,11 @@ class Matching:
         self._known: Callable[[], Kept | None] | None = None
         with said():
             self.key = bson.encode(self._filter, codec_options=collection.codec_options)
+
+    @property
+    def shape(self) -> Hashable:
+        """What is the same for filters that differ in values only."""
+        return self._collection.full_name, _shape(self._filter)
 
     def remember(self, remembered: Remembered, moment: Callable[[], object | None]) -> None:
         """Say where to look for what was found before; `moment` returns an object that stays while nothing changes."""
@@ -156,23 +167,28 @@ def said() -> Iterator[None]:
 
 
 class Hints:
-    """How many documents passed each filter the last time: where to begin.
+    """How many documents passed each filter the last time, and filters of its shape: where to begin.
 
     A wrong hint costs time, never completeness.
     """
 
     def __init__(self) -> None:
-        self._shares: dict[bytes, float] = {}
+        self._shares: dict[Hashable, float] = {}
 
-    def get(self, filter: bytes) -> float | None:
+    def share(self, matching: Matching) -> float | None:
         """Return the share of documents that passed, where it is known."""
-        return self._shares.get(filter)
+        return self._shares.get(matching.key)
 
-    def put(self, filter: bytes, share: float) -> None:
+    def alike(self, matching: Matching) -> float | None:
+        """Return the share that passed the last filter of the same fields and operators."""
+        return self._shares.get(matching.shape)
+
+    def put(self, matching: Matching, share: float) -> None:
         """Remember it, and forget the oldest of many."""
-        self._shares.pop(filter, None)
-        self._shares[filter] = share
-        if len(self._shares) > _HINTS:
+        for name in (matching.key, matching.shape):
+            self._shares.pop(name, None)
+            self._shares[name] = share
+        while len(self._shares) > _HINTS:
             self._shares.pop(next(iter(self._shares), b""), None)
 
 
@@ -190,7 +206,7 @@ def planned(index: Searchable, matching: Matching | None, query: Floats, n: int,
         if (plan := _probed(index, matching, query, n, hints)) is not None:
             return plan
     among = matching.all()
-    hints.put(matching.key, len(among) / max(1, len(index)))
+    hints.put(matching, len(among) / max(1, len(index)))
     return Plan(index.search(query, n, among=among), "filter, then exact", len(among), len(among))
 
 
@@ -208,7 +224,7 @@ def planned_many(
     found = index.search_many(queries, probe)
     passed = matching.of([id for hits in found for id in hits.ids])
     plans = [_of_probe(hits, passed, n) for hits in found]
-    hints.put(matching.key, sum(plan.survivors for plan in plans) / (probe * len(plans)))
+    hints.put(matching, sum(plan.survivors for plan in plans) / (probe * len(plans)))
     return [
         plan if len(plan.hits.ids) == n else planned(index, matching, query, n, exact=False, hints=hints)
         for plan, query in zip(plans, queries, strict=True)
@@ -221,7 +237,7 @@ def _probed(index: Searchable, matching: Matching, query: Floats, n: int, hints:
         candidates = index.search(query, probe)
         passed = matching.of(candidates.ids)
         share = len(passed) / probe
-        hints.put(matching.key, share)
+        hints.put(matching, share)
         if len(passed) >= n:
             return _of_probe(candidates, passed, n)
         if probe == last:
@@ -232,7 +248,7 @@ def _probed(index: Searchable, matching: Matching, query: Floats, n: int, hints:
 
 
 def _expected(index: Searchable, matching: Matching, hints: Hints) -> float | None:
-    share = hints.get(matching.key)
+    share = hints.share(matching)
     return None if share is None else share * len(index)
 
 
@@ -242,8 +258,10 @@ def _last_probe(index: Searchable) -> int:
 
 
 def _first_probe(matching: Matching, n: int, hints: Hints) -> int:
-    share = hints.get(matching.key)
-    return max(_FIRST_PROBE, 4 * n) if share is None else _needed(n, share)
+    if (share := hints.share(matching)) is not None:
+        return _needed(n, share)
+    alike, least = hints.alike(matching), max(_FIRST_PROBE, 4 * n)
+    return least if alike is None else min(_needed(n, alike), max(_GUESSED, least))
 
 
 def _needed(n: int, share: float) -> int:
