@@ -12,6 +12,7 @@ from pymongo.collection import Collection
 from superduper_nb.components.store import Component
 from superduper_nb.documents.paths import get_path, output_path, token_path
 from superduper_nb.models.loading import Loader
+from superduper_nb.search.batches import Batches
 from superduper_nb.search.ids import packed_ids, unpacked_id
 from superduper_nb.search.measures import BUILTIN, Floats, Measure
 from superduper_nb.search.vectors import Block, blocks_of, stored_vector
@@ -59,7 +60,7 @@ def read_vectors(
     ids: list[Any] = []
     rows: list[Floats] = []
     query = {"$and": [current_outputs(loader, index), dict(filter or {})]}
-    found = collection.find_raw_batches(query, {path: 1}, batch_size=_BATCH, sort=[("_id", 1)], limit=limit)
+    found = Batches(collection, query, {path: 1}, batch_size=_BATCH, sort=[("_id", 1)], limit=limit)
     for batch in found:
         for some, vectors in _blocks(cast("bytes", batch), path, collection):
             keep = np.isfinite(vectors).all(axis=1) & (vectors.any(axis=1) | (not directed))

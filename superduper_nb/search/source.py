@@ -16,6 +16,7 @@ from pymongo.errors import OperationFailure
 from pymongo.read_concern import ReadConcern
 
 from superduper_nb.documents.paths import BASE, output_path, token_path
+from superduper_nb.search.batches import Batches
 
 __all__ = ["BATCH", "Source", "is_private"]
 
@@ -88,7 +89,7 @@ class Source:
         query = self._current({})
         # mongod then sends on without being asked for each batch: it reads while we look. Not every mongos does that.
         kind = CursorType.NON_TAILABLE if self.is_sharded else CursorType.EXHAUST
-        batches = self._collection.find_raw_batches(query, {self.path: 1}, batch_size=BATCH, cursor_type=kind)
+        batches = Batches(self._collection, query, {self.path: 1}, batch_size=BATCH, cursor_type=kind)
         # The bytes of many documents at a time: what it yields is not what its annotation says.
         found = cast("Iterator[bytes]", batches)
         with ThreadPoolExecutor(1, "index load") as pool:
