@@ -61,6 +61,8 @@ class Command:
         if self.target:
             parser.add_argument("--in", dest="target", metavar="DB.COLLECTION", help="instead of the collection in use")
         parser.add_argument("--on", metavar="NAME", help="the connection; default: the current one")
+        if self.body != "no":
+            parser.add_argument("--file", metavar="PATH", help="the body is in this file")
         if "--timeout" not in parser.options:
             parser.add_argument(
                 "--timeout",

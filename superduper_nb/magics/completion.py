@@ -8,24 +8,34 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from typing import Any, Final
+from contextlib import suppress
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Final
 
 from IPython.core.completer import CompletionContext, SimpleCompletion, SimpleMatcherResult, context_matcher
 
+from superduper_nb.errors import InvalidInputError
 from superduper_nb.magics.catalog import Catalog
 from superduper_nb.magics.command import Command
 from superduper_nb.magics.problems import OPERATORS, STAGES
-from superduper_nb.magics.session import CONNECTIONS, Connection, Connections
+from superduper_nb.magics.session import CONNECTIONS, Connections, Target
 from superduper_nb.magics.table import COMMANDS
 from superduper_nb.widgets.map import LAYOUTS
 
+if TYPE_CHECKING:
+    from superduper_nb.client import Client
+
 __all__ = ["Completions", "matcher"]
+
+Names = Callable[["Client[dict[str, Any]]", "Target | None"], list[str]]
 
 _LINE: Final = re.compile(r"^\s*(?:[\w.]+\s*=\s*)?%{1,2}sddb\s+(.*)$")
 _BODY: Final = re.compile(r"^\s*%%sddb(\s|$)")
 _NO_FIELDS: Final = (["model"], ["predict"])
 COMPLETED: Final = 30
 """Documents that are looked at for the names of fields."""
+_PATHS: Final = ("--file", "--config")
+"""Options whose value is a file: IPython's own matcher knows those."""
 _BINDING: Final = re.compile(r"^\s*\w+\s*<<\s*")
 _FRAGMENT: Final = re.compile(r"\S*$")
 _OPERATOR: Final = re.compile(r"\$\w*$")
@@ -93,12 +103,14 @@ class Completions:
             return (key["name"], found) if found else None
         return None
 
-    def _on_line(self, rest: str) -> Found:
+    def _on_line(self, rest: str) -> Found | None:
         fragment_match = _FRAGMENT.search(rest)
         fragment = fragment_match.group() if fragment_match else ""
         words = rest[: len(rest) - len(fragment)].split()
         if not words:
             return fragment, _starting(fragment, COMMANDS, "command")
+        if words[-1] in _PATHS:
+            return None
         if (command := COMMANDS.get(words[0])) is None:
             return fragment, []
         return fragment, self._argument(command, words[1:], fragment)
@@ -139,49 +151,57 @@ class Completions:
         return None
 
     def _listed(self, kind: str, words: list[str]) -> tuple[str, ...]:
-        """Return names of one kind on the connection that the line names."""
-        named = words[words.index("--on") + 1 : words.index("--on") + 2] if "--on" in words else []
-        if named:
-            connection = next((each for each in self._connections if each.name == named[0]), None)
+        """Return names of one kind, of the connection and the collection that the line names."""
+        if (named := _value(words, "--on")) is not None:
+            connection = next((each for each in self._connections if each.name == named), None)
         else:
             connection = self._connections.current  # none is opened for a completion
         if connection is None:
             return ()
-        key = (kind, connection.name, str(connection.target))
-        return self._catalog.names(key, lambda: _ASK[kind](connection))
+        chosen, target = _value(words, "--in"), connection.target
+        if chosen is not None:
+            with suppress(InvalidInputError):  # still being typed
+                target = Target.parse(chosen)
+        client = connection.client
+        return self._catalog.names((kind, connection.name, str(target)), lambda: _ASK[kind](client, target))
+
+
+def _value(words: list[str], option: str) -> str | None:
+    """Return what follows an option of the line."""
+    return dict(pairwise(words)).get(option)
 
 
 def _starting(fragment: str, names: Iterable[str], kind: str) -> list[tuple[str, str]]:
     return [(name, kind) for name in sorted(names) if name.startswith(fragment)]
 
 
-def _collections(connection: Connection) -> list[str]:
+def _collections(client: Client[dict[str, Any]], target: Target | None) -> list[str]:
     from superduper_nb.magics.looking import SERVERS_OWN, collection_names
 
-    databases = [name for name in connection.client.list_database_names() if name not in SERVERS_OWN]
-    return [f"{name}.{each}" for name in databases for each in collection_names(connection.client[name])]
+    databases = [name for name in client.list_database_names() if name not in SERVERS_OWN]
+    return [f"{name}.{each}" for name in databases for each in collection_names(client[name])]
 
 
-def _indexes(connection: Connection) -> list[str]:
-    if connection.target is None or not connection.target.collection:
+def _indexes(client: Client[dict[str, Any]], target: Target | None) -> list[str]:
+    if target is None or not target.collection:
         return []
-    return list(connection.client[connection.target.database][connection.target.collection].semantic_indexes)
+    return list(client[target.database][target.collection].semantic_indexes)
 
 
-def _fields(connection: Connection) -> list[str]:
+def _fields(client: Client[dict[str, Any]], target: Target | None) -> list[str]:
     from superduper_nb.magics.fields import sampled
 
-    if connection.target is None or not connection.target.collection:
+    if target is None or not target.collection:
         return []
-    fields, _ = sampled(connection.client[connection.target.database][connection.target.collection], COMPLETED)
+    fields, _ = sampled(client[target.database][target.collection], COMPLETED)
     return [each.name for each in fields if each.name.partition(".")[0] != "_outputs"]
 
 
-def _models(connection: Connection) -> list[str]:
-    return [] if connection.target is None else list(connection.client[connection.target.database].models)
+def _models(client: Client[dict[str, Any]], target: Target | None) -> list[str]:
+    return [] if target is None else list(client[target.database].models)
 
 
-_ASK: Final[dict[str, Callable[[Connection], list[str]]]] = {
+_ASK: Final[dict[str, Names]] = {
     "collections": _collections,
     "fields": _fields,
     "indexes": _indexes,

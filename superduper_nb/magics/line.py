@@ -131,8 +131,10 @@ class Parser(argparse.ArgumentParser):
         raise InvalidInputError(f"{self.prog}: {text}.{self._hint(message)} See {self.prog} --help.")
 
     def _hint(self, message: str) -> str:
-        unknown = re.match(r"unrecognized arguments: (-\S+)", message)
+        unknown = re.match(r"unrecognized arguments: (\S+)", message)
         if unknown is None:
             return ""
+        if not unknown.group(1).startswith("-"):
+            return " What it works on stands in the body, below the line." if "--file" in self.options else ""
         hint = did_you_mean(unknown.group(1).partition("=")[0], self.options)
         return hint if hint.startswith(" Did") else ""

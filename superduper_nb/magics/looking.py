@@ -36,7 +36,8 @@ def collections(call: Call) -> Listing:
 def models(call: Call) -> Listing:
     """List the models of the database in use, and what is loaded of them."""
     database = call.database
-    rows = ({**row, **_memory(row, "rss")} for row in call.connection.client.services.models(database.name))
+    found = call.connection.client.services.models(database.name)
+    rows = ({**row, **_memory(row, "rss"), **_times(row)} for row in found)
     return Listing(
         rows,
         heading=f"models of {database.name}",
@@ -98,6 +99,10 @@ def _live(entry: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def _memory(row: Mapping[str, Any], name: str) -> dict[str, Bytes]:
     return {"memory": Bytes(row[name])} if row.get(name) else {}
+
+
+def _times(row: Mapping[str, Any]) -> dict[str, float]:
+    return {name: round(row[name], 1) for name in ("p50_ms", "p95_ms") if row.get(name) is not None}
 
 
 def _collections(call: Call) -> Iterator[Collection[dict[str, Any]]]:

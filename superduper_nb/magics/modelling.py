@@ -61,8 +61,8 @@ def _defined(last: ast.stmt | None) -> str:
 
 
 def predict(call: Call) -> Any:
-    """Apply a model to the value in the body, or with ``--many`` to each item of the list there."""
-    value = call.value()
+    """Apply a model to a text on the line, or to the body; with ``--many`` to each item of the list there."""
+    value = _input(call)
     if not call.args.many:
         return call.database.predict(call.args.model, value, version=call.args.version)
     if not isinstance(value, list | tuple):
@@ -70,6 +70,15 @@ def predict(call: Call) -> Any:
             f"with --many the body is a list of inputs, not a value of type {type(value).__name__}."
         )
     return call.database.predict_many(call.args.model, value, version=call.args.version)
+
+
+def _input(call: Call) -> Any:
+    text = call.args.text
+    if (text is None) == (call.body is None):
+        raise InvalidInputError(
+            "predict needs one input: a text on the line, or a value in the body, below %%sddb predict."
+        )
+    return call.value() if text is None else text
 
 
 def _model_options(parser: Parser) -> None:
@@ -84,6 +93,7 @@ def _model_options(parser: Parser) -> None:
 
 def _predict_options(parser: Parser) -> None:
     parser.add_argument("model", help="the model")
+    parser.add_argument("text", nargs="?", help="the input, where it is a text; others stand in the body")
     parser.add_argument("--many", action="store_true", help="the body is a list of inputs")
     parser.add_argument("--version", type=int, metavar="N", help="of the model; default: the newest")
 
@@ -111,9 +121,9 @@ COMMANDS: Final[tuple[Command, ...]] = (
         predict,
         "apply a model",
         _predict_options,
-        body="must",
+        body="may",
         target=True,
-        examples='  %%sddb predict minilm -o vector\n  "a red scarf"',
+        examples='  %sddb predict minilm "a red scarf"\n\n  %%sddb predict clip -o vector\n  picture',
         twins=('docs.predict("minilm", "a red scarf")', 'docs.predict_many("minilm", ["a red scarf", "a hat"])'),
     ),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
@@ -26,6 +27,7 @@ from superduper_nb.magics.command import Command
 from superduper_nb.magics.line import HelpShown, split
 from superduper_nb.magics.problems import one_line
 from superduper_nb.magics.session import CONNECTIONS, Connections
+from superduper_nb.widgets.clean import shorten
 from superduper_nb.widgets.listing import Note
 
 __all__ = ["COMMANDS", "Outcome", "overview", "run"]
@@ -101,7 +103,7 @@ def run(
         args = command.parser.read(parsed.words[1:])
     except HelpShown as help:
         return Outcome(Note(str(help)))
-    _check_body(command, cell)
+    cell = _body(command, getattr(args, "file", None), cell)
     call = Call(args, connections, names or {}, cell, options, scope)
     with one_line(command.name), _allowed(getattr(args, "allowed", None)):
         value = command.run(call)
@@ -132,15 +134,31 @@ def _command(name: str) -> Command:
     raise InvalidInputError(f"%sddb has no sub-command {name[:40]!r}.{did_you_mean(name, COMMANDS)} See %sddb --help.")
 
 
-def _check_body(command: Command, cell: str | None) -> None:
-    if command.body == "no" and cell is not None and cell.strip():
+def _body(command: Command, file: str | None, cell: str | None) -> str | None:
+    """Return the body: what stands below the line, or in the file that ``--file`` names."""
+    given = cell is not None and bool(cell.strip())
+    if command.body == "no" and given:
         raise InvalidInputError(
             f"{command.name} takes no body: write %sddb {command.name}, with one %, in a cell with other code."
         )
-    if command.body == "must" and (cell is None or not cell.strip()):
+    if file is not None:
+        if given:
+            raise InvalidInputError(f"{command.name} takes one body: below the line, or by --file.")
+        return _text_of(file)
+    if command.body == "must" and not given:
         raise InvalidInputError(
             f"{command.name} needs a body: write %%sddb {command.name}, with two %, and the body below."
         )
+    return cell
+
+
+def _text_of(file: str) -> str:
+    try:
+        return Path(file).expanduser().read_text("utf-8")
+    except OSError as error:
+        raise InvalidInputError(f"--file {shorten(file, 80)!r} can't be read: {error.strerror or error}.") from None
+    except UnicodeDecodeError:
+        raise InvalidInputError(f"--file {shorten(file, 80)!r} is no text in UTF-8.") from None
 
 
 def overview() -> str:

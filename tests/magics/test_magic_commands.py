@@ -77,6 +77,11 @@ def test_where_there_is_nothing_it_says_how_to_make_it(sddb: Any) -> None:
         assert word in repr(sddb(line).value)
 
 
+def test_an_unknown_measure_is_told_with_those_there_are(docs: Any) -> None:
+    with pytest.raises(NotFoundError, match=r"'manhattan'.*'cosine'.*'dot'.*'l2'"):
+        docs.create_semantic_index("other", ["words"], ["text"], measure="manhattan")
+
+
 def test_insert(docs: Any, sddb: Any) -> None:
     result = sddb("insert -o written", '[{"text": "a"}, {"text": "b", "tags": tags}]', tags=["x"])
     assert len(result.value.inserted_ids) == 2
@@ -105,12 +110,14 @@ def test_insert_refuses_what_is_no_document(docs: Any, sddb: Any, body: str) -> 
 
 
 def test_predict(docs: Any, sddb: Any) -> None:
-    output = sddb("predict words", '"red scarf"').value
-    np.testing.assert_array_equal(output, docs.predict("words", "red scarf"))
+    for line, body in {"predict words": '"red scarf"', "predict words 'red scarf'": None}.items():
+        np.testing.assert_array_equal(sddb(line, body).value, docs.predict("words", "red scarf"))
     many = sddb("predict words --many", '["a", query]', query="b").value
     assert len(many) == 2
     with pytest.raises(InvalidInputError, match="a list of inputs"):
         sddb("predict words --many", "5")
+    with pytest.raises(InvalidInputError, match="one input"):
+        sddb("predict words scarf", '"hat"')
     with pytest.raises(NotFoundError, match=r"'wrds'.*'words'"):
         sddb("predict wrds", '"x"')
 

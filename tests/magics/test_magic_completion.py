@@ -33,6 +33,7 @@ def test_options_belong_to_their_command() -> None:
     assert offered("%sddb find --mi") == ["--min-score"]
     assert offered("%sddb find --as ") == ["gallery", "json", "pandas", "table"]
     assert offered("%sddb unknown --") == []
+    assert Completions(Connections()).find("", 0, "%sddb find --file ch") is None  # IPython's own matcher knows files
 
 
 def test_names_come_from_the_connection(docs: Any, sddb: Any, connections: Connections) -> None:
@@ -43,6 +44,9 @@ def test_names_come_from_the_connection(docs: Any, sddb: Any, connections: Conne
     assert name in offered(f"%sddb use {name[:8]}", connections)
     assert offered(f"%sddb find --in {name[:-2]}", connections) == [name]
     assert offered("%%sddb find --on default --index m", connections) == ["meaning"]
+    docs.database["other"].insert_one({"weight": 3})
+    for other, fields in {f"{docs.database.name}.other": ["weight"], name: []}.items():
+        assert offered(f"%sddb find --in {other} --sort wei", connections) == fields
 
 
 def test_without_a_connection_none_is_opened() -> None:

@@ -74,7 +74,11 @@ def test_any_line_is_a_result_or_one_error_of_ours(line: str) -> None:
         ("find \x00", "control characters"),
         ("find a\x1b[2Jb", "control characters"),
         ("find " + "x" * 1_000_000, "1,000,005 characters"),
-        ("predict m", r"needs a body: write %%sddb predict"),
+        ("update", r"needs a body: write %%sddb update"),
+        ("predict m", "a text on the line, or a value in the body"),
+        ("find warm", "'?warm.*stands in the body, below the line"),
+        ("status warm", r"arguments: warm\. See %sddb status --help"),
+        ("find --file nowhere.json", "'nowhere.json' can't be read: No such file"),
     ],
 )
 def test_a_wrong_line_is_one_error_in_one_line(line: str, message: str) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -90,6 +91,19 @@ def test_find_without_a_body_shows_the_first_documents_and_says_how_many_there_a
     everything = sddb("find").value
     assert "6 documents" in repr(everything)
     assert " of " not in repr(everything).splitlines()[-1]
+
+
+def test_the_body_may_stand_in_a_file(docs: Any, sddb: Any, tmp_path: Path) -> None:
+    file = tmp_path / "cheap.js"
+    file.write_text("{price: {$lt: limit}}  // as it is typed into mongosh\n")
+    found = sddb(f"find -n 0 --file {file}", limit=20)
+    assert [document["price"] for document in found.value] == [19.5, 15.0]
+    assert found.value.query == "docs.find({'price': {'$lt': limit}})"
+    with pytest.raises(InvalidInputError, match="takes one body"):
+        sddb(f"find --file {file}", "{}")
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(InvalidInputError, match="UTF-8"):
+        sddb(f"find --file {file}")
 
 
 def test_sort_skip_and_fields(docs: Any, sddb: Any) -> None:
