@@ -36,8 +36,8 @@ class Points:
         That output.
     labels : list of str
         What to show when one is pointed at.
-    groups : list of str
-        Values of the field that colours them; empty where there is none.
+    groups : list
+        Values of the field that colours them, numbers or texts; empty where there is none.
     semantic_index : str
         Whose vectors they are.
     model, key : str
@@ -47,7 +47,7 @@ class Points:
     ids: list[Any]
     vectors: Floats
     labels: list[str]
-    groups: list[str]
+    groups: list[Any]
     semantic_index: str
     model: str
     key: str
@@ -103,7 +103,8 @@ def read_points(
         vectors.append(vector)
         labels.append(_told(get_path(document, label)) if label in shown else spell(document["_id"]))
         if color:
-            groups.append(_told(get_path(document, color)))
+            value = get_path(document, color)
+            groups.append(value if type(value) in (int, float) else _told(value))
     if len(ids) < 3:
         raise NotFoundError(
             f"{len(ids)} documents of {collection.full_name} match and have a vector of {model!r} on {key!r}: a map "

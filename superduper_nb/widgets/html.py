@@ -19,7 +19,7 @@ from superduper_nb.widgets.values import Cell
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-__all__ = ["LARGEST", "Score", "cards", "gallery_html", "note_html", "render", "rows", "table_html"]
+__all__ = ["LARGEST", "Score", "cards", "foot_html", "gallery_html", "note_html", "render", "rows", "table_html"]
 
 LARGEST: Final = 900_000
 """Bytes of drawn rows; with style, footer and the plain text an output stays below one megabyte."""
@@ -129,6 +129,11 @@ def table_html(
 def gallery_html(drawn: Sequence[Any], *, footer: str = "") -> str:
     """Put drawn cards side by side."""
     return str(render("gallery.html.j2", cards=drawn, footer=footer))
+
+
+def foot_html(text: str) -> str:
+    """Show plain text as what stands below a view."""
+    return str(render("foot.html.j2", text=text))
 
 
 def note_html(text: str) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from superduper_nb.errors import InvalidInputError, JobCancelledError, SuperduperError, did_you_mean
 from superduper_nb.widgets import html
+from superduper_nb.widgets.clean import spell
 from superduper_nb.widgets.embedding import LIMIT, Points, read_points
 from superduper_nb.widgets.progress import JobsView
 from superduper_nb.widgets.results import Facts, Result
@@ -81,7 +82,7 @@ class EmbeddingMap:
         )
         self.layout: Layout = "pca"
         self._group = "group" if color in (None, "x", "y", "label") else str(color)
-        """What the column that colours the points is called: the legend and the tooltip show it."""
+        """What the column that colours the points is called: the legend shows it."""
         self.xy, self._share = import_module(_PLANE).principal(self.points.vectors)
         self._scatter: Any = None
         self._parts: tuple[Any, ...] = ()
@@ -153,14 +154,13 @@ class EmbeddingMap:
             self._scatter = scatter = self._made()
             theme, widgets = import_module(_VIEWS).PageTheme(), import_module("ipywidgets")
             theme.observe(lambda change: self._paint(scatter, dark=change["new"]), "dark")
-            caption = widgets.HTML(html.note_html(self._told()))
+            caption = widgets.HTML(html.foot_html(self._told()))
             self._parts = scatter.widget, theme, caption, widgets.VBox([scatter.widget, theme, caption])
         return self._scatter
 
     def _made(self) -> Any:
         scatter = import_module("jscatter").Scatter(data=self._frame(), x="x", y="y", height=440, width="auto")
-        told = [self._group] if self._colored() else []
-        scatter.tooltip(enable=True, properties=told, preview="label", preview_type="text")
+        scatter.tooltip(enable=True, properties=[], preview="label", preview_type="text")
         scatter.axes(False)
         scatter.size(default=max(2, min(9, 220 // math.isqrt(len(self)))))
         scatter.camera(distance=1.2)  # room around, so that a lasso gets around the outermost
@@ -173,18 +173,37 @@ class EmbeddingMap:
         scatter.background("#111111" if dark else "#ffffff")
         scatter.axes(True)
         scatter.axes(False)  # which their new colour has drawn
-        # "auto": the palette that the background asks for, also where that has changed.
-        by = {"by": self._group, "map": "auto", "labeling": {"variable": self._group}} if self._colored() else {}
+        labeling = {"variable": self._group}
+        by = {"by": self._group, "map": self._palette(dark), "labeling": labeling} if self._colored() else {}
         scatter.color(default="#7fb0ff" if dark else "#2f6fd6", **by)
 
+    def _palette(self, dark: bool) -> Any:
+        """Return colours that the page lets see: viridis without one of its ends; Okabe and Ito's, white for black."""
+        if self._numeric():
+            shades = import_module("numpy").linspace(0.25 if dark else 0.0, 1.0 if dark else 0.85, 256)
+            return import_module("matplotlib").colormaps["viridis"](shades).tolist()
+        colors: list[Any] = import_module("jscatter").okabe_ito
+        if len(set(self.points.groups)) > len(colors):
+            return "auto"  # longer ones, of which the library has one for each background
+        return [*colors[:-1], "#ffffff"] if dark else colors
+
     def _colored(self) -> bool:
-        return 1 < len(set(self.points.groups)) <= _MOST_COLORS
+        return 1 < len(set(self.points.groups)) <= _MOST_COLORS or self._numeric()
+
+    def _numeric(self) -> bool:
+        """Tell whether colours stand for numbers, of which there are too many to name each."""
+        groups = self.points.groups
+        numbers = (type(group) in (int, float) and math.isfinite(group) for group in groups)
+        return len(set(groups)) > _MOST_COLORS and all(numbers)
 
     def _frame(self) -> Any:
         pandas = import_module("pandas")
         frame = pandas.DataFrame({"x": self.xy[:, 0], "y": self.xy[:, 1], "label": self.points.labels})
         if self._colored():
-            frame[self._group] = pandas.Categorical(self.points.groups)
+            texts = [group if isinstance(group, str) else spell(group) for group in self.points.groups]
+            frame[self._group] = self.points.groups if self._numeric() else pandas.Categorical(texts)
+            # In one text: beside a column of its own, the tooltip is as narrow as that.
+            frame["label"] = [f"{text} · {label}" for text, label in zip(texts, frame["label"], strict=True)]
         return frame
 
     def _lay_out(self) -> None:
@@ -203,7 +222,7 @@ class EmbeddingMap:
         if self._scatter is not None:
             if self.layout == "umap":
                 self._scatter.data(self._frame(), reset_scales=True, animate=True)
-            self._parts[2].value = html.note_html(self._told(busy=False))
+            self._parts[2].value = html.foot_html(self._told(busy=False))
 
     def _told(self, busy: bool | None = None) -> str:
         how = "UMAP" if self.layout == "umap" else f"principal components, {self._share:.0%} of the variance"
@@ -211,7 +230,11 @@ class EmbeddingMap:
         what = f"{len(self):,} documents of {self._collection.full_name} by {points.model} on {points.key}"
         computing = self._thread.is_alive() if busy is None else busy
         more = "UMAP is being computed" if computing else self._problem
-        return " · ".join(part for part in (what, how, more) if part)
+        values = len(set(points.groups))
+        plain = (
+            f"{values:,} values of {self._group} are too many to colour" if values > 1 and not self._colored() else ""
+        )
+        return " · ".join(part for part in (what, how, plain, more) if part)
 
     def _shaded(self) -> list[str]:
         """Return the density of the points as lines of shades."""

@@ -119,14 +119,34 @@ def test_a_map_shows_what_the_index_searches(docs: Any, notebook: None) -> None:
 
 def test_a_map_is_as_dark_as_its_page(docs: Any, notebook: None) -> None:  # noqa: F811
     pytest.importorskip("jscatter")
-    seen = EmbeddingMap(docs)
+    seen = EmbeddingMap(docs, color="color")
     seen._repr_mimebundle_()
     view, theme, *_ = seen._parts
     assert list(view.background_color) == [1, 1, 1, 1]
+    assert [0, 0, 0, 1] in [list(color) for color in view.color]
     theme.set_state({"dark": True})  # as the page does
     assert max(view.background_color[:3]) < 0.1
     assert min(view.legend_color[:3]) > 0.5
+    assert min(max(color[:3]) for color in view.color) > 0.5
     seen.close()
+
+
+def test_a_map_is_coloured_by_numbers_and_tells_where_it_is_by_nothing(docs: Any, notebook: None) -> None:  # noqa: F811
+    pytest.importorskip("jscatter")
+    docs.insert_many([{"text": f"hat {n}", "price": n * 1.5, "color": f"shade {n}"} for n in range(30)])
+    priced = EmbeddingMap(docs, color="price")
+    priced._repr_mimebundle_()
+    view, theme, *_ = priced._parts
+    assert len(view.color) == 256
+    assert "too many" not in repr(priced)
+    theme.set_state({"dark": True})
+    assert min(max(color[:3]) for color in view.color) > 0.5
+    labels = list(priced._frame()["label"])
+    assert "43.5 · hat 29" in labels
+    priced.close()
+    shades = EmbeddingMap(docs, color="color")
+    assert "34 values of color are too many to colour" in repr(shades)
+    shades.close()
 
 
 @pytest.mark.drill

@@ -130,14 +130,14 @@ def test_the_widget_moves_by_its_trait(screen: Screen) -> None:
 @pytest.mark.usefixtures("no_widget_is_left")
 def test_the_view_tells_what_was_printed_last_and_how_many_workers_there_are(screen: Screen) -> None:
     job = FakeJob("running", "running", "running", "succeeded")
-    job.printed = ["first", "loading <b>weights</b>"]
+    job.printed = ["opening", "loading <b>weights</b>"]
     view = JobsView([job], delay=0, interval=0.01)
     view.show()
     assert view.ended.wait(10)
     first, last = screen.pictures[0], screen.pictures[-1]
     assert "· 2 workers" in first["text/html"] or ">2 workers<" in first["text/html"]
     assert "loading &lt;b&gt;weights&lt;/b&gt;" in first["text/html"]
-    assert "first" not in first["text/html"]
+    assert "opening" not in first["text/html"]
     assert "loading <b>weights</b>" in last["text/plain"]
 
 
@@ -263,6 +263,8 @@ def test_text_and_html_tell_the_same() -> None:
         assert word in text
         assert word in html
     assert 'max="7" value="3"' in html
+    assert '<tr class="sddb-row-bad">' in html
+    assert '<tr class="sddb-row-good">' in jobs_html(snapshot([{**record, "state": "succeeded", "progress": {}}]))
 
 
 def test_documents_that_failed_are_told_with_the_first_of_their_reasons() -> None:

@@ -157,6 +157,13 @@ def test_nested_values_are_folded_and_vectors_abbreviated() -> None:
     assert "[0.5, 0.5, 0.5, …, 0.5] 20 numbers" in html
 
 
+def test_a_document_has_its_fields_as_headings_of_their_rows() -> None:
+    html = bundle(Document({"name": "a scarf", "size": {"width": 3}}))["text/html"]
+    assert '<tr><th scope="row" class="sddb-text sddb-short">name</th><td ' in html
+    assert html.count('scope="row"') == 2
+    assert bundle(Result([{"name": "a scarf"}]))["text/html"].count('scope="row"') == 1  # its rank
+
+
 def test_pictures_become_thumbnails_with_a_text_for_those_who_do_not_see_them() -> None:
     red = Image.new("RGB", (1200, 800), "red")
     red.info["comment"] = b"secret"
