@@ -10,6 +10,7 @@ from pymongo.typings import _DocumentType
 
 from superduper_nb.client.filters import encoded_filter
 from superduper_nb.client.finding import FindingCollection
+from superduper_nb.client.folds import give_folds
 from superduper_nb.client.jobs import Jobs, Layout
 from superduper_nb.components.store import check_identifier
 from superduper_nb.components.validation import ValidationStore
@@ -108,7 +109,10 @@ class DerivingCollection(FindingCollection[_DocumentType]):
         asked = {"filter": checked, "sample_size": sample_size, "splitter": splitter}
         current = workspace.store.find("validation_set", id, collection=self.name)
         if current is None or any(current.definition[name] != value for name, value in asked.items()):
-            within = checked if "_fold" in checked else {**checked, "_fold": "valid"}
+            within = checked
+            if "_fold" not in checked:
+                within = {**checked, "_fold": "valid"}
+                give_folds(workspace.store.database[self.name], checked, workspace.client._valid_fraction)
             split = None if splitter is None else self._split(splitter)
             copy, count = ValidationStore(workspace.store.database).copy(self.name, id, within, sample_size, split)
             if not count:

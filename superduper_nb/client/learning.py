@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from toolz import merge_with
 
+from superduper_nb.client.folds import give_folds
 from superduper_nb.client.jobs import Jobs
 from superduper_nb.components import Component
 from superduper_nb.components.store import Kind
@@ -188,8 +189,9 @@ def train(workspace: Workspace, task: Component, *, again: bool = False) -> Jobs
     if not again and (last := _settled(workspace, runs, task, starts)):
         active = last["state"] in ACTIVE_STATES
         return Jobs(workspace, {last["name"]: last["_id"], **workspace.underway(after)} if active else {})
-    folds = workspace.store.database[task.collection]
-    count = folds.count_documents({"$and": [{"_fold": "train"}, task.definition["filter"]]})
+    documents = workspace.store.database[task.collection]
+    give_folds(documents, task.definition["filter"], workspace.client._valid_fraction)
+    count = documents.count_documents({"$and": [{"_fold": "train"}, task.definition["filter"]]})
     needs = merge_with(max, *(model.definition.get("resources", {}) for model in starts.values()))
     work = {"ids": ["run"], "resources": needs}
     job = NewJob("training", f"train {task.id}", task.collection, task.id, work, training.steps(count))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from importlib.metadata import distribution
 from typing import Any
 
@@ -128,6 +129,27 @@ def test_an_empty_valid_fold_is_no_error(digits: Docs) -> None:
     assert filter == {"_id": {"$lt": 100}}  # PEER 2.4: _fold leaked into it
     assert digits.imputations["digit"]["filter"] == filter
     assert "is empty" in jobs["train digit"].logs()[0]["text"]
+
+
+def test_documents_without_a_fold_get_one_when_they_are_learnt_from(
+    docs: Docs, database: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = database["docs"]  # as any program writes it
+
+    def known() -> dict[Any, Any]:
+        return {document["_id"]: document.get("_fold") for document in theirs.find()}
+
+    theirs.insert_many([{"_id": i, "x": [i % 2, 1.0], "y": i % 2} for i in range(40)])
+    docs.create_model("m", torch.nn.Linear(2, 2), preprocess=torch.as_tensor)
+    how = {"loss": "cross_entropy", "training": sd.Training(max_steps=2)}
+    assert docs.create_imputation("p", "m", "x", None, "y", filter={"_id": {"$lt": 30}}, **how).wait()
+    before = known()
+    assert Counter(before.values()) == {"train": 28, "valid": 2, None: 10}
+    monkeypatch.setattr("superduper_nb.client.folds._FEW", 10)
+    docs.create_validation_set("held", {"_id": {"$gte": 0}}, sample_size=1)
+    after = known()
+    assert {id: after[id] for id, fold in before.items() if fold} == {id: f for id, f in before.items() if f}
+    assert set(after.values()) == {"train", "valid"}
 
 
 def test_a_filter_is_left_as_it_was(digits: Docs) -> None:
