@@ -121,6 +121,12 @@ class ImputationTrainer(Trainer):
         """Return outputs and targets."""
         inputs, targets = batch
         outputs = self.sides[0].output(inputs)
+        if self.labels is not None and outputs.shape[-1] < len(self.labels.classes):
+            classes = ", ".join(map(repr, self.labels.classes))
+            raise InvalidInputError(
+                f"The model answers {outputs.shape[-1]} numbers, and {self.target_key!r} has "
+                f"{len(self.labels.classes)} classes ({classes:.200}): it must answer one for each."
+            )
         if isinstance(self.target, Side):
             return outputs, self.target.output(targets)
         return outputs, batches.to_device(targets, self.sides[0].device)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
+from superduper_nb.errors import InvalidInputError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -68,6 +70,8 @@ def mse(outputs: Tensor, targets: Tensor) -> Tensor:
     """Numbers: the mean square of the error."""
     from torch.nn import functional
 
+    if isinstance(targets, list):  # what torch makes no tensor of
+        raise InvalidInputError(f"loss='mse' is for numbers; a target is {targets[0]!r:.80}. Labels: 'cross_entropy'.")
     return functional.mse_loss(outputs.float().reshape(targets.shape), targets.float())
 
 

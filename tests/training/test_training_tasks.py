@@ -201,11 +201,14 @@ def test_any_result_can_be_monitored_and_stops_early(digits: Docs) -> None:
 
 
 def test_bad_data_is_told_in_a_line(digits: Docs) -> None:
-    for filter, said in [
-        ({"_id": -1}, "nothing to learn from"),
-        ({"label": "two"}, "'label' is 'two' in every document"),
+    digits.create_model("narrow", net(classes=3))
+    for model, loss, filter, said in [
+        ("net", "cross_entropy", {"_id": -1}, "nothing to learn from"),
+        ("net", "cross_entropy", {"label": "two"}, "'label' is 'two' in every document"),
+        ("net", "mse", {}, r"is for numbers; a target is '\w+'\. Labels: 'cross_entropy'"),
+        ("narrow", "cross_entropy", {}, r"answers 3 numbers, and 'label' has 10 classes \('eight', 'five'"),
     ]:
-        jobs = digits.create_imputation("digit", "net", "img", None, "label", loss="cross_entropy", filter=filter)
+        jobs = digits.create_imputation("digit", model, "img", None, "label", loss=loss, filter=filter)
         assert "\n" not in (jobs["train digit"].error or "")
         with pytest.raises(JobFailedError, match=said):
             jobs["train digit"].wait()
