@@ -20,6 +20,8 @@ from superduper_nb.search.ids import id_key
 from superduper_nb.search.values import SearchReply
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from superduper_nb.client.finding import FindingCollection
 
 __all__ = ["Cursor", "DecodingCommandCursor", "handed_out", "split_like"]
@@ -175,6 +177,12 @@ class Cursor(PymongoCursor[_DocumentType]):
             return list(super().distinct(key))
         reply = self._search(self._spec)
         return list(self._collection.distinct(key, {"_id": {"$in": reply.ids}}, session=self._session))
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return the documents as a data frame: a row for each, a column for each field."""
+        import pandas as pd
+
+        return pd.DataFrame(self.to_list())
 
     def explain(self) -> Any:
         """Say how MongoDB runs the query; for a search, how that ran: strategy, candidates, time."""

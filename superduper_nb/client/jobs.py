@@ -186,7 +186,7 @@ def _failed_alone(record: Mapping[str, Any]) -> str | None:
         return None
     first = next(iter(failures["first"]), {"_id": "?", "error": "?"})
     failed = f"{failures['count']} of {record['progress']['total']} documents failed"
-    why = f"the first _id {first['_id']!r}: {first['error']:.200}"
+    why = f"the first _id {first['_id']!r}: {first['error'].rstrip('.'):.200}"
     return f"{record['name']}: {failed}, {why}. docs.jobs[{record['_id']!r}].failures tells of them."
 
 

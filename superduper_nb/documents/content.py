@@ -99,7 +99,8 @@ class Failed:
         return False
 
     def __repr__(self) -> str:
-        return f"<Failed {public_url(self.url)}: {self.reason}>" if self.url else f"<Failed: {self.reason}>"
+        where = f" {public_url(self.url)}" if self.url else ""
+        return f"<Failed{where}: {self.reason.removeprefix(f'{where[1:]}: ')}>"
 
     @property
     def stored(self) -> dict[str, Any]:

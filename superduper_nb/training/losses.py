@@ -66,7 +66,7 @@ def bce(outputs: Tensor, targets: Tensor, weight: Tensor | None = None) -> Tenso
     return functional.binary_cross_entropy_with_logits(outputs.float(), targets.float(), pos_weight=weight)
 
 
-def mse(outputs: Tensor, targets: Tensor) -> Tensor:
+def mse(outputs: Tensor, targets: Tensor | list[Any]) -> Tensor:
     """Numbers: the mean square of the error."""
     from torch.nn import functional
 

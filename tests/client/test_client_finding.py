@@ -177,6 +177,7 @@ def test_a_cursor_has_pymongos_manners(shop: sd.Collection[Any]) -> None:
     assert cursor.alive
     assert cursor.reply is None
     assert ids(cursor.clone()) == BEST[:4]
+    assert cursor.clone().to_pandas()["_id"].tolist() == BEST[:4]
     assert cursor[2]["_id"] == BEST[2]
     assert ids(cursor[1:3]) == BEST[1:3]
     with pytest.raises(IndexError):

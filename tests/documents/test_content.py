@@ -43,6 +43,7 @@ def test_placeholders_say_what_they_are_without_secrets() -> None:
     assert repr(Pending(SECRET)) == "<Pending https://host.org:8080/a/b.png?…>"
     assert repr(Failed(SECRET, "gone")) == "<Failed https://host.org:8080/a/b.png?…: gone>"
     assert repr(Failed(None, "damaged")) == "<Failed: damaged>"
+    assert repr(Failed("https://x.org/a", "https://x.org/a: gone")) == "<Failed https://x.org/a: gone>"
     with pytest.raises(dataclasses.FrozenInstanceError):
         Pending(SECRET).url = "other"  # type: ignore[misc]
 
