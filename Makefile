@@ -28,11 +28,12 @@ panel: install panel-packages
 panel-packages:
 	cd labextension && npm ci --ignore-scripts --no-audit --no-fund
 
+# Three processes on two cores: half of a test is waiting for processes that it starts.
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not drill"
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not drill"
 
 quick: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not drill"
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow and not drill"
 
 drills: install
 	DRILL_KILLS=20 $(BIN)/python -m pytest -m drill -s

@@ -22,6 +22,7 @@ from superduper_nb.cluster.ending import wait_for_end
 from superduper_nb.cluster.mongod import Mongod, connect_options
 from superduper_nb.errors import SuperduperError
 from superduper_nb.transport import Transport
+from tests.serving.live import OTHERS
 from tests.waiting import until
 
 TOKEN: Final = "t0ken-of-the-drills"
@@ -51,7 +52,8 @@ class Server:
     def start(self) -> None:
         options = [f"--port={self.port}", "--ServerApp.port_retries=0", "--no-browser", "--allow-root"]
         options += [f"--IdentityProvider.token={TOKEN}", f"--notebook-dir={self._home}"]
-        options += ["--ServerApp.jpserver_extensions={'superduper_nb': True}"]
+        extensions = {"superduper_nb": True, **OTHERS}
+        options += [f"--ServerApp.jpserver_extensions={extensions}"]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "jupyter", "server", *options],
