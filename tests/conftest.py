@@ -61,7 +61,7 @@ def mongo_uri(_mongod_folder: Path) -> Iterator[str]:
     with Mongod.attach(_mongod_folder, cache_gb=0.25) as mongod:
         with MongoClient[dict[str, Any]](mongod.uri) as client:
             # Who drops a database waits for the journal to be written, which is done every 100 ms.
-            client.admin.command("setParameter", 1, journalCommitInterval=5)
+            client.admin.command("setParameter", 1, journalCommitInterval=10)
         keeper = psutil.Process(mongod.status()["keeper"])
         yield mongod.uri
     wait_for_end([keeper], timeout=20)

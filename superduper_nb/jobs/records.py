@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, Final
 
-from pymongo import ReturnDocument, UpdateOne, WriteConcern
+from pymongo import IndexModel, ReturnDocument, UpdateOne, WriteConcern
 from pymongo.client_session import ClientSession
 from pymongo.collection import Collection
 from pymongo.database import Database
@@ -65,13 +65,14 @@ class JobStore:
         return ChunkStore(self._jobs)
 
     def prepare(self) -> None:
-        """Make the indexes, those that delete what is old among them."""
-        self._jobs.create_index("state", sparse=True)
-        self._jobs.create_index("parents", sparse=True)
-        self._jobs.create_index("work.batch", sparse=True)
-        self._jobs.create_index("finished", expireAfterSeconds=KEEP_S)
-        self._logs.create_index([("job", 1), ("n", 1)])
-        self._logs.create_index("time", expireAfterSeconds=KEEP_S)
+        """Make the indexes, those that delete what is old among them.
+
+        Those of a collection together: MongoDB takes 0.1 s whenever it builds some.
+        """
+        asked = [IndexModel(key, sparse=True) for key in ("state", "parents", "work.batch")]
+        self._jobs.create_indexes([*asked, IndexModel("finished", expireAfterSeconds=KEEP_S)])
+        numbered = IndexModel([("job", 1), ("n", 1)])
+        self._logs.create_indexes([numbered, IndexModel("time", expireAfterSeconds=KEEP_S)])
 
     def exists(self) -> bool:
         """Say whether this database has jobs at all."""

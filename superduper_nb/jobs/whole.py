@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 
+from pymongo import IndexModel
 from pymongo.collection import Collection
 from pymongo.database import Database
 
@@ -63,8 +64,8 @@ class RunStore:
         self._runs: Collection[dict[str, Any]] = database[self.collection]
 
     def _plan(self, job: str, asked: Mapping[str, Any]) -> None:
-        self._runs.create_index([("job", 1), ("n", 1)])
-        self._runs.create_index("created", expireAfterSeconds=KEEP_S)
+        numbered = IndexModel([("job", 1), ("n", 1)])
+        self._runs.create_indexes([numbered, IndexModel("created", expireAfterSeconds=KEEP_S)])
         self._runs.insert_one({"_id": job, "created": datetime.now(UTC), **asked})
 
     def run(self, job: str) -> dict[str, Any]:
