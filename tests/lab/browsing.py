@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from secrets import token_hex, token_urlsafe
@@ -30,6 +30,10 @@ FLAGS = [
 ]
 SHOTS = demo.BUILD / "screenshots"
 PANEL = demo.BUILD / "labextension"
+THEMES = ("Light", "Dark")
+USE = "%load_ext superduper_nb\n%sddb connect\n%sddb use lab.{} --as docs"
+"""The first cell of a notebook with a collection of its own."""
+HARMLESS = ("favicon",)
 SETTINGS = {
     "notebook-extension/tracker": {"windowingMode": "none"},  # every output stays in the page, to be looked at
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
@@ -114,8 +118,6 @@ class Book:
         place = f"lab/workspaces/{Path(name).stem}/tree" if app == "lab" else "notebooks"
         page.goto(f"{self.lab.url}{place}/{name}?token={self.lab.token}")
         page.wait_for_selector(".jp-NotebookPanel .jp-Cell", timeout=90_000)
-        with suppress(Exception):  # asked only where the notebook names no kernel
-            page.locator(".jp-Dialog .jp-mod-accept").click(timeout=2_000)
         page.wait_for_function(f"{_PANEL}.sessionContext.session?.kernel?.status === 'idle'", timeout=90_000)
 
     def _asks(self, url: str) -> None:
@@ -190,3 +192,16 @@ def violations(page: Any, *views: str) -> list[tuple[str, str]]:
             if broken["impact"] in ("serious", "critical")
         ]
     return serious
+
+
+def shoot(book: Book, name: str, number: int) -> None:
+    """Keep a picture of a cell in each theme; the light one is on afterwards."""
+    for theme in reversed(THEMES):
+        book.theme(theme)
+        book.shoot(name, number, theme)
+
+
+def check(book: Book) -> None:
+    """Check that nothing went wrong in the page."""
+    complaints = [text for text in book.complaints if not any(word in text for word in HARMLESS)]
+    assert complaints == []

@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from scripts import demo
-from tests.lab.browsing import PANEL, SHOTS, Book, Lab, running_lab, violations
+from tests.lab.browsing import PANEL, SHOTS, THEMES, USE, Book, Lab, check, running_lab, violations
 from tests.lab.notebooks import code_cells, new_notebook
-from tests.lab.test_lab import THEMES, USE, check
 
 pytestmark = [
     pytest.mark.slow,
