@@ -16,7 +16,6 @@ import signal
 import sys
 import tempfile
 from contextlib import suppress
-from multiprocessing import forkserver
 from typing import Any, Final, TextIO
 
 import dask
@@ -71,6 +70,8 @@ def _prepare_forks(environment: dict[str, str]) -> None:
     """
     if sys.platform != "linux":
         return
+    from multiprocessing import forkserver
+
     os.environ.update(environment)
     multiprocessing.set_forkserver_preload(["distributed", "torch", "superduper_nb.jobs.tasks"])
     forkserver.ensure_running()

@@ -282,8 +282,9 @@ def test_close_leaves_no_process_and_no_semaphore(mongo_uri: str) -> None:
     assert len(processes) > 2
     scratch = set(Path(tempfile.gettempdir()).glob("superduper-workers-*"))
     assert scratch
-    semaphores = [Path(mapped.path) for mapped in host.memory_maps() if "/sem." in mapped.path]
-    assert semaphores
+    mapped = host.memory_maps() if sys.platform == "linux" else ()  # elsewhere they are no files
+    semaphores = [Path(each.path) for each in mapped if "/sem." in each.path]
+    assert semaphores or sys.platform != "linux"
     pool.close()
     pool.close()
     assert [path for path in semaphores if path.exists()] == []
