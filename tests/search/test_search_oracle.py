@@ -16,6 +16,7 @@ from bson.min_key import MinKey
 from superduper_nb.search import IndexOptions
 from superduper_nb.search.ids import id_key, sort_key
 from superduper_nb.search.measures import BUILTIN
+from superduper_nb.search.plan import Matching
 from tests.search.conftest import Corpus, packed
 from tests.waiting import until
 
@@ -95,6 +96,20 @@ def test_the_plan_learns_how_many_match_and_stays_complete_where_that_changes(co
         made.docs.update_many({}, update)
         for matching in (5, 300, 2500):
             made.check(query, 10, {"n": {"$lt": matching}})
+
+
+def test_a_new_filter_begins_where_one_of_its_shape_did(corpus: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, random = filled(corpus, "cosine")
+    asked: list[Any] = []
+    ids, query = Matching._ids, random.standard_normal(16)
+    monkeypatch.setattr(Matching, "_ids", lambda self, query: asked.append(query) or ids(self, query))
+    questions = []
+    for filter in ({"n": {"$lt": 300}}, {"n": {"$lt": 301}}, {"n": {"$lte": 300}}):
+        asked.clear()
+        made.check(query, 10, filter)
+        questions.append(len(asked))
+    assert questions[1] == 1  # as many candidates as the first needed in the end
+    assert questions[0] == questions[2] > 1
 
 
 def test_filters_that_agree_with_the_ranking_or_go_against_it(corpus: Any) -> None:
