@@ -242,8 +242,7 @@ def _probed(index: Searchable, matching: Matching, query: Floats, n: int, hints:
             return _of_probe(candidates, passed, n)
         if probe == last:
             return None
-        # None passed of the first few: they may stand for many or for none, so one long look decides.
-        probe = max(2 * probe, _needed(n, share) if passed else last)
+        probe = max(2 * probe, _needed(n, share)) if passed else 4 * probe  # none of a few may stand for many
     return None
 
 
