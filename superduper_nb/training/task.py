@@ -106,7 +106,9 @@ class Run:
         self._trainer = trainer
         if isinstance(trainer, Fitter):
             fitting = Fitting(trainer, self.training, train, validation, total, recorder, onlooker)
-            return Trained(fitting.run(checkpoint), {}, self._skipped)
+            result = fitting.run(checkpoint)
+            self._runs.update(self.id, total=fitting.total)  # an estimator that is fitted at once takes one step
+            return Trained(result, {}, self._skipped)
         if trainer.loss is None and self.task.kind == "imputation":
             raise InvalidInputError("The model is a torch module: say by which loss= it is to be trained.")
         stepper = Stepper(trainer, self.training, total)

@@ -302,7 +302,9 @@ def test_estimators_are_fitted(digits: Docs) -> None:
 
     digits.create_model("logistic", LogisticRegression(max_iter=200))
     digits.create_imputation("digit", "logistic", "img", None, "label", metrics=["accuracy", "f1"])
-    assert digits.imputations["digit"].runs["valid.accuracy"].iloc[0] > 0.9
+    run = digits.imputations["digit"].runs.iloc[0]
+    assert (run["step"], run["total"]) == (1, 1)
+    assert run["valid.accuracy"] > 0.9
     assert digits.find_one({"_id": 899})["_outputs"]["img"]["logistic"] in DIGITS  # type: ignore[index]
     digits.create_model("sgd", SGDClassifier(random_state=0))
     how = sd.Training(epochs=5, batch_size=50)
