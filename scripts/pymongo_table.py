@@ -30,8 +30,11 @@ pymongo's own tests run with this client in the place of `MongoClient` (`tests/c
 
 In a database in which nothing is registered all of it is pymongo's, to the byte. Where something is registered, objects
 that MongoDB does not know are encoded on the way in and decoded on the way out, new documents get a `_fold`, and writes
-queue the jobs that follow from them. What is registered on a collection stays when that is dropped or renamed, and
-holds for what is written under the name from then on; `drop_database` takes all of it along.
+queue the jobs that follow from them. The first write of what pymongo would refuse and we can store (an array, a
+picture) does as much as registering something.
+
+What is registered on a collection stays when that is dropped or renamed, and holds for what is written under the name
+from then on; `drop_database` takes all of it along.
 """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -10,13 +11,14 @@ from typing import TYPE_CHECKING, Any, Final
 from bson import Timestamp
 from bson.codec_options import DEFAULT_CODEC_OPTIONS, CodecOptions, TypeRegistry
 from pymongo.database import Database
-from pymongo.errors import ConnectionFailure
+from pymongo.errors import CollectionInvalid, ConnectionFailure
 
 from superduper_nb.client.jobs import Jobs
 from superduper_nb.components import Component
 from superduper_nb.components.store import COLLECTION
 from superduper_nb.documents.codec import Codec
-from superduper_nb.errors import ServiceError
+from superduper_nb.documents.types import builtin_types
+from superduper_nb.errors import InvalidInputError, ServiceError
 from superduper_nb.jobs import JobStore, NewJob
 from superduper_nb.jobs.backfill import backfill, dependents, matching
 from superduper_nb.jobs.upkeep import DOWNLOAD, WHOLE_COLLECTION, Step, Upkeep, Work, new_jobs, upkeep_of
@@ -73,6 +75,28 @@ class Workspace:
             return _has_components(self.store.database)
         except ConnectionFailure:  # the user's own connections may do; if not, theirs is the error to be seen
             return _has_components(self.client[self.name])
+
+    def takes(self, written: Any, options: CodecOptions[Any]) -> bool:
+        """Say whether a write is ours to prepare: something is registered, or it holds what only our types can store.
+
+        By the latter a database becomes ours, too: what is encoded now has to be decoded from now on.
+        """
+        if self.managed:
+            return True
+        codec = _builtin()
+        if codec.plain(written):
+            return False
+        if options.type_registry != DEFAULT_CODEC_OPTIONS.type_registry:
+            codec = Codec(builtin_types(), leave=_left(options.type_registry))
+        try:
+            if codec.encode(written) is written:
+                return False
+        except InvalidInputError:  # what is wrong is pymongo's to say
+            return False
+        with suppress(CollectionInvalid):  # somebody else did it just now
+            self.store.database.create_collection(COLLECTION)
+        self.changed()
+        return True
 
     def changed(self) -> None:
         """Note that this client registered something."""
@@ -205,6 +229,11 @@ class Workspace:
     def dependents(self, model: Component | str) -> list[Watcher]:
         """List the watchers that apply a model or read its outputs, upstream first, in every collection."""
         return dependents(self.store, model)
+
+
+@functools.cache
+def _builtin() -> Codec:
+    return Codec(builtin_types())
 
 
 def _cluster_time(client: Any) -> Timestamp | None:

@@ -44,12 +44,15 @@ class WritingCollection(pymongo.collection.Collection[_DocumentType]):
     def _ours(self) -> Database[Any]:
         return cast("Database[Any]", self.database)
 
+    def _ours_to_prepare(self, written: Any) -> bool:
+        return self._workspace.takes(written, self.codec_options)
+
     # --- new documents ---------------------------------------------------------------------------------------------
 
     def insert_one(self, document: Any, *args: Any, **kwargs: Any) -> InsertOneResult:
         """Insert a document, as pymongo does; the result's ``jobs`` are those that follow."""
         session = _named("insert_one", args, kwargs).get("session")
-        if not self._workspace.managed or not isinstance(document, Mapping):  # what is wrong is pymongo's to say
+        if not self._ours_to_prepare(document) or not isinstance(document, Mapping):  # else it is pymongo's to say
             return with_jobs(super().insert_one(document, *args, **kwargs), self._no_jobs(), InsertOneResult)
         (stored,), jobs = self._prepare([document], session)
         with self._following(jobs, session) as started:
@@ -64,7 +67,8 @@ class WritingCollection(pymongo.collection.Collection[_DocumentType]):
                 "frame.to_dicts() (polars), or in a notebook write %sddb insert --from frame."
             )
         session = _named("insert_many", args, kwargs).get("session")
-        if not self._workspace.managed or isinstance(documents, Mapping) or not hasattr(documents, "__iter__"):
+        first = documents[0] if isinstance(documents, (list, tuple)) and documents else None
+        if not self._ours_to_prepare(first) or isinstance(documents, Mapping) or not hasattr(documents, "__iter__"):
             return with_jobs(super().insert_many(documents, *args, **kwargs), self._no_jobs(), InsertManyResult)
         given = list(documents)
         if not given or not all(type(document) is dict or isinstance(document, Mapping) for document in given):
@@ -102,7 +106,7 @@ class WritingCollection(pymongo.collection.Collection[_DocumentType]):
     def _changed(
         self, method: Callable[..., Any], filter: Any, change: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> UpdateResult:
-        if not self._workspace.managed:
+        if not self._ours_to_prepare(change):
             return with_jobs(method(filter, change, *args, **kwargs), self._no_jobs(), UpdateResult)
         filter = self._filter(filter)
         options = _named(method.__name__, args, kwargs)
@@ -126,7 +130,7 @@ class WritingCollection(pymongo.collection.Collection[_DocumentType]):
     def _modified(
         self, method: Callable[..., Any], filter: Any, change: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        if not self._workspace.managed:
+        if not self._ours_to_prepare(change):
             return method(filter, change, *args, **kwargs)
         filter = self._filter(filter)
         options = _named(method.__name__, args, kwargs)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import gc
 from typing import Any
 
+import numpy as np
 import pytest
 from bson import Decimal128, ObjectId
+from bson.errors import InvalidDocument
 from bson.raw_bson import RawBSONDocument
 from bson.son import SON
 from client_models import double, length, outputs
@@ -314,6 +316,31 @@ def test_folds(docs: sd.Collection[Any], stored: Any) -> None:
     assert stored.count_documents({"_fold": "train"}) == 38
     docs.insert_one({"_id": 1, "_fold": "mine"})
     assert stored.find_one(1)["_fold"] == "mine"
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda docs, x: docs.insert_one({"_id": 1, "x": x}),
+        lambda docs, x: docs.insert_many([{"_id": 1, "x": x}]),
+        lambda docs, x: docs.update_one({"_id": 1}, {"$set": {"x": x}}, upsert=True),
+        lambda docs, x: docs.replace_one({"_id": 1}, {"x": x}, upsert=True),
+        lambda docs, x: docs.find_one_and_update({"_id": 1}, {"$set": {"x": x}}, upsert=True),
+    ],
+    ids=["insert_one", "insert_many", "update_one", "replace_one", "find_one_and_update"],
+)
+def test_the_first_write_that_pymongo_would_refuse_makes_a_database_ours(
+    client: sd.Client[Any], other_client: sd.Client[Any], database: Any, write: Any
+) -> None:
+    docs = client[database.name]["fresh"]
+    for nobody_stores in (object(), {1, 2}):
+        with pytest.raises(InvalidDocument, match="cannot encode object"):
+            write(docs, nobody_stores)
+    assert database.list_collection_names() == []
+    write(docs, [np.eye(2), np.float32(0.5)])
+    for seen in (docs, other_client[database.name]["fresh"]):
+        (array, number) = seen.find_one(1)["x"]
+        assert (array.tolist(), number) == ([[1, 0], [0, 1]], 0.5)
 
 
 def test_a_transaction_that_is_aborted_leaves_nothing(
