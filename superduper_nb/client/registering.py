@@ -160,9 +160,7 @@ class RegisteringCollection(DerivingCollection[_DocumentType]):
         check_identifier("A semantic index", id)
         workspace = self._workspace
         _check_pairs(workspace, models, keys)
-        if measure not in BUILTIN and workspace.store.find("measure", measure) is None:
-            known = did_you_mean(measure, [*BUILTIN, *workspace.store.ids("measure")])
-            raise NotFoundError(f"No measure {measure!r} in {self.database.name}.{known}")
+        _check_measure(workspace, measure)
         read = self._read_by(f"{models[0]}/{keys[0]}", features)
         definition: dict[str, Any] = {
             "models": list(models),
@@ -181,11 +179,7 @@ class RegisteringCollection(DerivingCollection[_DocumentType]):
             code = training.code()
         elif training is not None or metrics or splitter or validation_sets:
             raise InvalidInputError("training=, metrics=, splitter= and validation_sets= need a loss= to train with.")
-        watched = workspace.store.find("watcher", f"{models[0]}/{keys[0]}", collection=self.name)
-        if watched is None:
-            jobs = self._watch(Watcher(self.name, models[0], keys[0], definition["filter"], read), compute=loss is None)
-        else:
-            jobs = Jobs(workspace, workspace.underway([Watcher.from_component(watched)]))
+        jobs = self._watched(Watcher(self.name, models[0], keys[0], definition["filter"], read), compute=loss is None)
         made, new = workspace.store.put("semantic_index", id, definition, collection=self.name, obj=code or None)
         workspace.changed()
         if loss is not None:
@@ -196,6 +190,13 @@ class RegisteringCollection(DerivingCollection[_DocumentType]):
             )
         workspace.services.describe_index(self.database.name, self.name, id)  # loaded before the first search comes
         return jobs
+
+    def _watched(self, watcher: Watcher, *, compute: bool) -> Jobs:
+        """Register the watcher of an index, unless there is one; return the jobs that compute its outputs."""
+        there = self._workspace.store.find("watcher", watcher.id, collection=self.name)
+        if there is None:
+            return self._watch(watcher, compute=compute)
+        return Jobs(self._workspace, self._workspace.underway([Watcher.from_component(there)]))
 
     def _read_by(self, watcher: str, features: Mapping[str, str] | None) -> dict[str, str]:
         """Return what the watcher of an index reads in the place of raw values; it and the index read the same."""
@@ -350,6 +351,12 @@ def _kept_as(index: IndexOptions | None, measure: str) -> dict[str, Any]:
         raise InvalidInputError(f"index={index!r:.80}: give sd.IndexOptions(...).")
     index.check_measure(measure)
     return {"index": given} if (given := index.definition()) else {}
+
+
+def _check_measure(workspace: Workspace, measure: str) -> None:
+    if measure not in BUILTIN and workspace.store.find("measure", measure) is None:
+        known = did_you_mean(measure, [*BUILTIN, *workspace.store.ids("measure")])
+        raise NotFoundError(f"No measure {measure!r} in {workspace.name}.{known}")
 
 
 def _check_pairs(workspace: Workspace, models: Sequence[str], keys: Sequence[str]) -> None:
