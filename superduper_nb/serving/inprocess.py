@@ -86,8 +86,7 @@ class InProcessModels:
     def close(self) -> None:
         """Drop every model."""
         with self._lock:
-            for about in self._shelf.models():
-                self._shelf.unload(about.database, about.model)
+            self._shelf.clear()
 
 
 def _done(call: Callable[[], T]) -> Future[T]:

@@ -123,6 +123,14 @@ class Shelf:
             self._coming.pop(key).cancel()
         self._forget(database, model)
 
+    def clear(self) -> None:
+        """Drop every model, and look once for what they leave behind: that means a look at all objects there are."""
+        for key in list(self._coming):
+            self._coming.pop(key).cancel()
+        self._newest.clear()
+        self._slow.clear()
+        self._drop(list(self._entries))
+
     def _forget(self, database: str, model: str) -> None:
         self._newest.pop((database, model), None)
         self._slow.discard((database, model))
