@@ -23,6 +23,7 @@ OPTIONAL = {
     "ipykernel",
     "jupyter-scatter",
     "lightning",
+    "matplotlib",
     "pandas",
     "pillow",
     "polars",
