@@ -49,20 +49,19 @@ class Loader:
                 f"predictor {model.hash} {batch_size}", lambda: self.predictor(model).with_batch_size(batch_size)
             )
 
-        def build() -> Predictor:
-            bundle = self.store.load(model)
-            options: dict[str, Any] = {
-                name: model.definition.get(name) for name in ("batch_size", "device", "optimize")
-            }
-            steps = {name: bundle[name] for name in ("preprocess", "postprocess")}
-            made = Predictor(bundle["object"], **steps, **options)
-            if model.definition["type"] == "vector" and not made.streams:
-                made.postprocess = OneShape(self.store, model, made.postprocess)
-            if options["optimize"] == "compile":
-                made.warm_up(bundle["examples"])
-            return made
+        return self._cached(f"predictor {model.hash}", lambda: self.built(model))
 
-        return self._cached(f"predictor {model.hash}", build)
+    def built(self, model: Component) -> Predictor:
+        """Return a model ready to be applied that is not kept here: it leaves memory with whoever holds it."""
+        bundle = self.store.load(model)
+        options: dict[str, Any] = {name: model.definition.get(name) for name in ("batch_size", "device", "optimize")}
+        steps = {name: bundle[name] for name in ("preprocess", "postprocess")}
+        made = Predictor(bundle["object"], **steps, **options)
+        if model.definition["type"] == "vector" and not made.streams:
+            made.postprocess = OneShape(self.store, model, made.postprocess)
+        if options["optimize"] == "compile":
+            made.warm_up(bundle["examples"])
+        return made
 
     def model(self, id: str, version: int | None = None) -> tuple[Predictor, Component]:
         """Return a model by name, in a version (the current one by default), with its record."""

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from superduper_nb._version import __version__
-from superduper_nb.server_ext.handlers.base import Operation
+from superduper_nb.server_ext.handlers.operations import Operation
 from superduper_nb.server_ext.replies import ErrorReply, PredictReply
 from superduper_nb.server_ext.routes import API, ROUTES, Route
 from superduper_nb.server_ext.schemas import PATH_PARAMETERS, NoBody, PredictBody

@@ -12,7 +12,8 @@ from tornado.web import Application
 
 from superduper_nb.server_ext.direct import DirectPrediction, DirectSearch, DirectWay
 from superduper_nb.server_ext.handlers import events, indexes, jobs, meta, models, search, status
-from superduper_nb.server_ext.handlers.base import ApiBase, Operation, UnknownHandler
+from superduper_nb.server_ext.handlers.base import ApiBase, UnknownHandler
+from superduper_nb.server_ext.handlers.operations import Operation
 
 if TYPE_CHECKING:
     from superduper_nb.server_ext.app import SuperduperApp

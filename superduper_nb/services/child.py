@@ -34,14 +34,15 @@ def _child_client(uri: str | None) -> MongoClient[dict[str, Any]]:
 
 
 def load_model(uri: str | None, database: str, model: str, version: int | None) -> tuple[Predictor, int]:
-    """Load a model in the process that serves it."""
+    """Load a model in the process that serves it; the model server alone decides how long it is kept."""
+    loader = _child_loader(uri, database)
     try:
-        predictor, component = _child_loader(uri, database).model(model, version)
+        component = loader.store.get("model", model, version=version)
+        return loader.built(component), component.version
     except SuperduperError:
         raise
     except Exception as error:
         raise ModelError(f"The model {model!r} can't be loaded: {type(error).__name__}: {error}") from error
-    return predictor, component.version
 
 
 def registered_types(uri: str | None, database: str) -> dict[str, Type]:

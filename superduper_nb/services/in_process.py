@@ -42,6 +42,11 @@ class InProcessServices(Engines):
         if jobs:
             run_foreground(self.client[database], self._loader(database), jobs, self._downloads)
 
+    def unload_model(self, database: str, model: str) -> None:
+        """Drop a model from memory, and with it whatever jobs and predictions loaded of its database."""
+        self._loaders.pop(database, None)  # it keeps what it loads
+        super().unload_model(database, model)
+
     def _loader(self, database: str) -> Loader:
         return self._loaders.setdefault(database, Loader(self.client[database]))
 

@@ -12,7 +12,8 @@ from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
 from superduper_nb.errors import InvalidInputError
 from superduper_nb.server_ext.failures import ApiError
-from superduper_nb.server_ext.handlers.base import ApiBase, operation
+from superduper_nb.server_ext.handlers.base import ApiBase
+from superduper_nb.server_ext.handlers.operations import operation
 from superduper_nb.server_ext.replies import EventsReply
 from superduper_nb.server_ext.schemas import EventsQuery, check
 from superduper_nb.server_ext.wire import JSON, dump

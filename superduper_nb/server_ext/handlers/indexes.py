@@ -7,7 +7,8 @@ from typing import Any, Final
 
 from tornado import web
 
-from superduper_nb.server_ext.handlers.base import ApiHandler, Work, authorized, operation
+from superduper_nb.server_ext.handlers.base import ApiHandler
+from superduper_nb.server_ext.handlers.operations import Work, authorized, operation
 from superduper_nb.server_ext.replies import IndexesReply, IndexReply
 from superduper_nb.server_ext.schemas import NoBody, NoQuery
 

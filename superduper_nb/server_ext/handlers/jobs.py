@@ -7,7 +7,8 @@ from typing import Any, Final
 
 from tornado import web
 
-from superduper_nb.server_ext.handlers.base import ApiHandler, Work, authorized, operation
+from superduper_nb.server_ext.handlers.base import ApiHandler
+from superduper_nb.server_ext.handlers.operations import Work, authorized, operation
 from superduper_nb.server_ext.replies import JobReply, JobsReply, LogsReply, NoticeReply
 from superduper_nb.server_ext.schemas import JobsNotice, JobsQuery, LogsQuery, NoBody, NoQuery, OneJobQuery
 

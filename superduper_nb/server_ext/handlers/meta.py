@@ -6,7 +6,8 @@ from typing import Any
 
 from tornado import web
 
-from superduper_nb.server_ext.handlers.base import ApiHandler, authorized, operation
+from superduper_nb.server_ext.handlers.base import ApiHandler
+from superduper_nb.server_ext.handlers.operations import authorized, operation
 from superduper_nb.server_ext.metrics import CONTENT_TYPE_LATEST, exposition
 from superduper_nb.server_ext.replies import OpenApiReply
 from superduper_nb.server_ext.schemas import NoQuery, OpenApiQuery

@@ -8,7 +8,8 @@ from typing import Any, Final
 from tornado import web
 
 from superduper_nb.server_ext.failures import error_body
-from superduper_nb.server_ext.handlers.base import ApiHandler, Work, authorized, operation
+from superduper_nb.server_ext.handlers.base import ApiHandler
+from superduper_nb.server_ext.handlers.operations import Work, authorized, operation
 from superduper_nb.server_ext.replies import LoadReply, ModelsReply, PredictReply, UnloadReply
 from superduper_nb.server_ext.schemas import LoadBody, NoBody, NoQuery, PredictBody, StreamBody
 from superduper_nb.server_ext.streaming import EVENTS, last, piece

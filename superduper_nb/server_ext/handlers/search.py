@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 from pydantic import BaseModel
 from tornado import web
 
-from superduper_nb.server_ext.handlers.base import SHORT, ApiHandler, Operation, Work, authorized, operation
+from superduper_nb.server_ext.handlers.base import SHORT, ApiHandler
+from superduper_nb.server_ext.handlers.operations import Operation, Work, authorized, operation
 from superduper_nb.server_ext.replies import SearchReply
 from superduper_nb.server_ext.schemas import NoQuery, SearchBody, check
 from superduper_nb.server_ext.wire import decode_objects, dump, load, vectors

@@ -13,7 +13,8 @@ from tornado import web
 
 from superduper_nb._version import __version__
 from superduper_nb.errors import ServiceError
-from superduper_nb.server_ext.handlers.base import ApiHandler, Work, authorized, operation
+from superduper_nb.server_ext.handlers.base import ApiHandler
+from superduper_nb.server_ext.handlers.operations import Work, authorized, operation
 from superduper_nb.server_ext.replies import DatabasesReply, StatusReply
 from superduper_nb.server_ext.schemas import NoBody, NoQuery
 
