@@ -76,6 +76,13 @@ def loop_limit(model: str, seconds: float) -> dict[int, float]:
     return rates
 
 
+def bare_call(model: str, seconds: float) -> float:
+    """Return the median time in ms of the model called with one input, in a process of its own."""
+    command = [sys.executable, str(HERE / "peers" / "serving_models.py"), model, str(seconds)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return float(subprocess.run(command, env=environment, capture_output=True, check=True, text=True).stdout)
+
+
 def clients(url: str, bodies: list[str], seconds: float, *header: str, pid: int | None = None) -> Figures:
     """Measure a server with each number of clients; of a process, its processor time an answer in µs, too."""
     return {count: _with_cpu(pid, lambda c=count: _load(url, bodies, c, seconds, *header)) for count in CLIENTS}  # type: ignore[misc]
@@ -95,6 +102,7 @@ def _load(url: str, bodies: list[str], count: int, seconds: float, *header: str)
     script = str(HERE / "peers" / "serving_load.py")
     command = [sys.executable, script, url, json.dumps(bodies), str(count), str(seconds), *header]
     figures: dict[str, Any] = json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
+    print(url, count, figures, file=sys.stderr, flush=True)  # for when the next server hangs
     return figures
 
 
@@ -208,7 +216,9 @@ def measure(model: str, seconds: float, peers: Path | None, only: list[str]) -> 
     limit = loop_limit(model, seconds / 2)
     with ours(model) as (url, bodies, uri, live):
         token = ("Authorization", f"token {TOKEN}")
+        calls = [bare_call(model, seconds)]  # with all the rest up and idle, as it is between a client's requests
         rows["superduper_nb"] = clients(url, bodies, seconds, *token, pid=live.process.pid)
+        calls.append(bare_call(model, seconds))
         if "neighbours" in only:
             idle = neighbours(live, lambda: time.sleep(2 * seconds))
             beside["32 clients"] = idle, neighbours(live, partial(_load, url, bodies, 32, 2 * seconds, *token))
@@ -225,13 +235,12 @@ def measure(model: str, seconds: float, peers: Path | None, only: list[str]) -> 
         assert peers
         with serving(peer, str(peers / peer / "bin" / "python"), model) as (peer_url, peer_bodies, _):
             rows[peer] = clients(peer_url, peer_bodies, seconds)
-            print(peer, rows[peer], file=sys.stderr, flush=True)  # for when the next one hangs
-    report(model, limit, rows)
+    report(model, limit, rows, calls)
     for load, (idle, busy) in beside.items():
         report_neighbours(load, idle, busy)
 
 
-def report(model: str, limit: dict[int, float], rows: dict[str, Figures]) -> None:
+def report(model: str, limit: dict[int, float], rows: dict[str, Figures], calls: list[float]) -> None:
     """Print a table in Markdown: answers a second (p50 / p99 ms), and the ratios."""
     print(f"\n| {model} | " + " | ".join(f"c = {count}" for count in CLIENTS) + " |\n|---" * 1 + "|---" * 4 + "|")
     for name, figures in rows.items():
@@ -248,7 +257,8 @@ def report(model: str, limit: dict[int, float], rows: dict[str, Figures]) -> Non
         ratios = " | ".join(f"{own[count]['rate'] / max(figures[count]['rate'], 1e-9):.2f}" for count in CLIENTS)
         print(f"| ours / {name} | {ratios} |")
     print("| ours / bare loop | " + " | ".join(f"{own[c]['rate'] / limit[min(c, 32)]:.2f}" for c in CLIENTS) + " |")
-    print(f"\nOne client: median {own[1]['p50']:.2f} ms, the bare call {1000 / limit[1]:.2f} ms.", flush=True)
+    bare = f"{calls[0]:.2f} ms before and {calls[1]:.2f} ms after"
+    print(f"\nOne client: median {own[1]['p50']:.2f} ms, the bare call {bare}.", flush=True)
 
 
 def report_neighbours(load: str, idle: dict[str, Any], busy: dict[str, Any]) -> None:

@@ -64,6 +64,7 @@ class DirectWay(Router):
         self._handler, self._kind = handler, kind
         self.options = {"name": app.name, "template": template}
         self.seconds = REQUEST_SECONDS.labels(f"POST {template}", 200)
+        self._headers: HTTPHeaders | None = None
 
     def find_handler(self, request: HTTPServerRequest, **parameters: Any) -> HTTPMessageDelegate | None:
         """Return who answers a request; None where its headers say that it is something special."""
@@ -95,8 +96,6 @@ class DirectWay(Router):
             handler._let_in()
             self._headers = handler._headers
         return self._headers.copy()
-
-    _headers: HTTPHeaders | None = None
 
 
 class _Direct(HTTPMessageDelegate):

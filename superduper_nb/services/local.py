@@ -67,7 +67,7 @@ class LocalServices(Engines):
                 knock(client)
             self._pool = _pool(config, self.mongo_uri)
             undo.callback(self._pool.close)
-            self._server = _model_server(config, self.mongo_uri, self._pool, loop)
+            self._server = _model_server(config, client, self.mongo_uri, self._pool, loop)
             super().__init__(client, self._server, config.linear_algebra, self._pool)
             undo.callback(super().close)
             self._pool.start()
@@ -161,7 +161,9 @@ def _workers_environment(config: Config, mongo_uri: str) -> dict[str, str]:
     return {MONGODB_URI: mongo_uri, **config.downloads.environment()}
 
 
-def _model_server(config: Config, mongo_uri: str, pool: DaskPool, loop: AbstractEventLoop | None) -> ModelServer:
+def _model_server(
+    config: Config, client: MongoClient[Any], mongo_uri: str, pool: DaskPool, loop: AbstractEventLoop | None
+) -> ModelServer:
     settings = config.model_server
     on_cluster = settings.placement == "cluster"
     uri = None if on_cluster else mongo_uri  # a worker has its own way to MongoDB in its environment
@@ -169,6 +171,7 @@ def _model_server(config: Config, mongo_uri: str, pool: DaskPool, loop: Abstract
         partial(load_model, uri),
         partial(current_version, uri),
         types=partial(registered_types, uri),
+        newest=lambda database, model: ComponentStore(client[database]).newest("model", model),
         place=OnCluster(pool, settings.resources) if on_cluster else None,
         replicas=settings.replicas,
         memory=_bytes(settings.memory_gb),

@@ -96,15 +96,8 @@ class _Child:
                 self._send(self._loaded())
 
     def _applied(self, run: wire.Run, good: list[Body]) -> tuple[Entry, list[list[Any] | ModelError]]:
-        """Apply the model to all inputs; once more, where its version was replaced since it was asked for last."""
-        requests, version = [body.inputs for body in good], good[0].version if good else run.version
-        if version is None and (ahead := self._shelf.ahead(run.database, run.model)) is not None:
-            entry, newest = ahead
-            outputs = self._shelf.apply(entry, requests)
-            if self._shelf.confirmed(entry, newest):
-                return entry, outputs
-        entry = self._get(run.database, run.model, version)
-        return entry, self._shelf.apply(entry, requests)
+        entry = self._get(run.database, run.model, good[0].version if good else run.version)
+        return entry, self._shelf.apply(entry, [body.inputs for body in good])
 
     def _loaded(self) -> wire.Loaded:
         return wire.Loaded(self._shelf.models(), resident_bytes())
@@ -126,7 +119,8 @@ class _Child:
             for asked, body in zip(run.requests, bodies, strict=True)
         ]
         sizes = [len(body.inputs) if isinstance(body, Body) else 0 for body in bodies]
-        return wire.Answers(answers, sizes, entry.about.version, _batch_size(entry.predictor))
+        ahead = self._shelf.may_go_ahead(entry)
+        return wire.Answers(answers, sizes, entry.about.version, _batch_size(entry.predictor), ahead)
 
     def _body(self, database: str, asked: wire.Asked, version: int | None) -> Body | wire.Failure:
         """Return what a request asks for, its inputs as objects."""

@@ -8,6 +8,7 @@ from typing import Any
 from superduper_nb.errors import OverloadedError, ServiceError
 from superduper_nb.serving import wire
 from superduper_nb.serving.lanes import Lanes, Request
+from superduper_nb.serving.newest import Newest
 from superduper_nb.serving.process import Place
 from superduper_nb.serving.replica import Replica
 
@@ -23,6 +24,8 @@ class Dispatcher:
         What a new child is told: a packed `wire.Hello`.
     place : Place
         Where children are started.
+    newest : Newest
+        Says whether a version still is.
     queue : int
         Inputs that may wait for one model.
     grace : float
@@ -31,10 +34,18 @@ class Dispatcher:
         Child processes; a further one is started when the others are busy.
     """
 
-    def __init__(self, hello: bytes, place: Place, *, queue: int, grace: float, replicas: int) -> None:
-        self._lanes = Lanes(queue)
+    def __init__(self, hello: bytes, place: Place, newest: Newest, *, queue: int, grace: float, replicas: int) -> None:
+        self._lanes, self._newest = Lanes(queue), newest
         self._replicas = [
-            Replica(hello, place, self._lanes, grace=grace, held_elsewhere=self._held_elsewhere, give_up=self._give_up)
+            Replica(
+                hello,
+                place,
+                self._lanes,
+                newest,
+                grace=grace,
+                held_elsewhere=self._held_elsewhere,
+                give_up=self._give_up,
+            )
             for _ in range(replicas)
         ]
 
@@ -100,6 +111,7 @@ class Dispatcher:
             request.answer(ServiceError("The model server was closed."))
         for replica in self._replicas:
             await replica.end()
+        self._newest.close()
 
     def status(self) -> dict[str, Any]:
         """Say how the children are: of the first, and of each."""

@@ -7,11 +7,13 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final
 
 from superduper_nb.errors import ModelError, ServiceError
 from superduper_nb.serving import wire
 from superduper_nb.serving.lanes import Lanes, Request
+from superduper_nb.serving.newest import Newest
 from superduper_nb.serving.outcomes import cut_off, outcome_of, outcome_of_part
 from superduper_nb.serving.process import Place, Process, ProcessEndedError
 
@@ -37,6 +39,8 @@ class Replica:
         Where it is started.
     lanes : Lanes
         The queues.
+    newest : Newest
+        Says whether a version still is.
     grace : float
         Seconds that a batch may always take.
     held_elsewhere : callable
@@ -61,13 +65,15 @@ class Replica:
         hello: bytes,
         place: Place,
         lanes: Lanes,
+        newest: Newest,
         *,
         grace: float,
         held_elsewhere: Callable[[Replica, tuple[str, str]], bool],
         give_up: Callable[[ServiceError], None],
     ) -> None:
         self._hello, self._place, self._lanes, self._grace = hello, place, lanes, grace
-        self._held_elsewhere, self._give_up = held_elsewhere, give_up
+        self._newest, self._held_elsewhere, self._give_up = newest, held_elsewhere, give_up
+        self._ahead: dict[tuple[str, str], int] = {}  # slow models: the version that is run while its age is asked for
         self._work = asyncio.Event()
         self._turn = asyncio.Lock()  # held by who talks to the child
         self._child: Process | None = None
@@ -203,6 +209,7 @@ class Replica:
         ended = await child.end()
         log.warning("The model server's process %d ended: %s", child.pid, ended)
         self._child, self.loaded, self.loading = None, wire.Loaded([], 0), None
+        self._ahead.clear()
         self._deaths += 1
         self.restarts += 1
         self.streams.clear()
@@ -213,10 +220,9 @@ class Replica:
 
     async def _run(self, child: Process, batch: list[Request]) -> None:
         self._inside, begun = batch, time.monotonic()
-        first, latest = batch[0], max(request.deadline for request in batch)
-        run = wire.Run(*first.name, first.version, [request.asked for request in batch])
+        latest = max(request.deadline for request in batch)
         try:
-            answer = await self._exchange(child, first.message or run, first.name, latest)
+            answer = await self._answer(child, batch, latest)
         except TimeoutError:
             await self._bury(child)
             for request in batch:
@@ -229,6 +235,23 @@ class Replica:
             self._deaths = 0
             await self._deliver(batch, answer, time.monotonic() - begun)
         self._inside = []
+
+    async def _answer(self, child: Process, batch: list[Request], latest: float) -> Any:
+        """Have a batch run; once more, where its version was replaced since it was asked for last."""
+        first = batch[0]
+        name, run = first.name, wire.Run(*first.name, first.version, [request.asked for request in batch])
+        plain = first.version is None and first.message is None and first.asked.read is None
+        version = self._ahead.pop(name, None) if plain else None
+        if version is None or not self.holds(name):
+            answer = await self._exchange(child, first.message or run, name, latest)
+        else:
+            asked = asyncio.ensure_future(self._newest.is_newest(name, version))
+            answer = await self._exchange(child, replace(run, version=version), name, latest)
+            if not await asked:
+                answer = await self._exchange(child, run, name, latest)
+        if plain and isinstance(answer, wire.Answers) and answer.ahead and answer.version is not None:
+            self._ahead[name] = answer.version
+        return answer
 
     async def _exchange(self, child: Process, message: object, name: tuple[str, str], latest: float = 0.0) -> Any:
         """Send the child work and wait for the answer; raises `TimeoutError` when it hangs."""

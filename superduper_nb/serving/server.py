@@ -22,6 +22,7 @@ from superduper_nb.errors import InvalidInputError, ServiceError
 from superduper_nb.serving import wire
 from superduper_nb.serving.dispatcher import Dispatcher
 from superduper_nb.serving.lanes import Request
+from superduper_nb.serving.newest import Newest
 from superduper_nb.serving.process import Here, Place
 from superduper_nb.serving.stream import Stream
 from superduper_nb.serving.values import (
@@ -61,6 +62,8 @@ class ModelServer:
         values where this process must not import torch.
     types : callable, optional
         Another such function. Default: the built-in types.
+    newest : callable, optional
+        As `current`, called in a thread here, while a slow model runs. Default: `current`.
     place : Place, optional
         Where children are started: this machine by default.
     replicas : int, default 1
@@ -86,6 +89,7 @@ class ModelServer:
         current: Current,
         *,
         types: Types = _builtin_types,
+        newest: Current | None = None,
         place: Place | None = None,
         replicas: int = 1,
         memory: int | None = None,
@@ -103,7 +107,8 @@ class ModelServer:
                 f"the models' process finds them by name ({error})."
             ) from error
         self._place: Place = place or Here()
-        self._dispatcher = Dispatcher(hello, self._place, queue=queue, grace=grace, replicas=replicas)
+        asking = Newest(newest or current)
+        self._dispatcher = Dispatcher(hello, self._place, asking, queue=queue, grace=grace, replicas=replicas)
         self._numbers = itertools.count(1)
         self._lock = threading.RLock()  # a stream may be dropped by the garbage collector, in the midst of anything
         self._started = self._closed = False

@@ -51,7 +51,7 @@ class Shelf:
         Resident bytes of the process above which the least recently used models are dropped. Default: none are.
     beside : bool, default False
         Where a compiled model has a new version, load that in a thread and go on with the old one until it is there:
-        compiling takes up to a minute. And `ahead` asks for newest versions in another thread.
+        compiling takes up to a minute.
     """
 
     def __init__(self, load: Load, current: Current, *, memory: int | None = None, beside: bool = False) -> None:
@@ -60,7 +60,6 @@ class Shelf:
         self._newest: dict[tuple[str, str], int] = {}
         self._coming: dict[Key, Future[Entry]] = {}  # new versions of compiled models
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="superduper-load") if beside else None
-        self._asking = ThreadPoolExecutor(1, thread_name_prefix="superduper-version") if beside else None
         self._slow: set[tuple[str, str]] = set()  # models whose last batch took longer than asking for their version
         self._ask_at = 0.0
 
@@ -84,31 +83,16 @@ class Shelf:
         self._shrink()
         return entry
 
-    def ahead(self, database: str, model: str) -> tuple[Entry, Future[int]] | None:
-        """Return a slow model in the version last known to be the newest, and what will say whether it still is.
+    def may_go_ahead(self, entry: Entry) -> bool:
+        """Say whether a model's next batch may run in this version while somebody asks whether that is the newest.
 
-        Asking costs a millisecond once the model has emptied the processor's caches: it is done in a thread, while the
-        model runs. None where that can't be: then `get` it.
+        It may where the model is slow: asking first costs a millisecond once it has emptied the processor's caches. Not
+        while a newer version is coming: the answer is known.
         """
-        known = self._newest.get((database, model))
-        if known is None or (database, model) not in self._slow or time.monotonic() < self._ask_at:
-            return None
-        if self._asking is None or Key(database, model, known) not in self._entries:
-            return None
-        if any(key[:2] == (database, model) for key in self._coming):  # the answer is known: a newer one is coming
-            return None
-        return self.get(database, model, known), self._asking.submit(self._current, database, model)
-
-    def confirmed(self, entry: Entry, newest: Future[int]) -> bool:
-        """Wait for what will say whether a version is still the newest; where nobody can say, it counts."""
         about = entry.about
-        try:
-            return newest.result() == about.version
-        except NotFoundError:
-            return False
-        except Exception as error:
-            self._note_absence(Key(about.database, about.model, about.version), error)
-            return True
+        name = (about.database, about.model)
+        coming = any(key[:2] == name for key in self._coming)
+        return name in self._slow and self._newest.get(name) == about.version and not coming
 
     def apply(self, entry: Entry, requests: Sequence[list[Any]]) -> list[list[Any] | ModelError]:
         """Run the inputs of several requests as one batch; see `apply`."""
@@ -152,7 +136,8 @@ class Shelf:
         except Exception as error:
             if known is None:
                 raise
-            self._note_absence(Key(database, model, known), error)
+            self._ask_at = time.monotonic() + _ASK_AGAIN_S  # or each batch would wait for a database that is away
+            log.warning("Serving %s.%s version %d: can't ask for a newer one (%s)", database, model, known, error)
             return known
         if known is not None and known != version:
             if self._is_coming(Key(database, model, known), version):
@@ -160,10 +145,6 @@ class Shelf:
             self._forget(database, model)  # before the new one is loaded: the two may not fit together
         self._newest[database, model] = version
         return version
-
-    def _note_absence(self, serving: Key, error: Exception) -> None:
-        self._ask_at = time.monotonic() + _ASK_AGAIN_S  # or each batch would wait for a database that is away
-        log.warning("Serving %s.%s version %d: can't ask for a newer one (%s)", *serving, error)
 
     def _is_coming(self, old: Key, version: int) -> bool:
         """Say whether a version is being loaded beside a compiled one."""

@@ -50,8 +50,7 @@ Load = Callable[[str, str, int], tuple[Predicts, int]]
 """``load(database, model, version)`` returns the model and its version, or raises `NotFoundError`."""
 
 Current = Callable[[str, str], int]
-"""``current(database, model)`` returns the newest version, or raises `NotFoundError`; called for each batch, of a slow
-model in another thread."""
+"""``current(database, model)`` returns the newest version, or raises `NotFoundError`; called for each batch."""
 
 Types = Callable[[str], "Mapping[str, Type]"]
 """``types(database)`` returns the types that inputs and outputs over HTTP may have, by name."""

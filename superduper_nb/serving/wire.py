@@ -143,12 +143,19 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """From the child: one answer for each request of the batch (a pickled list of outputs, or why there is none)."""
+    """From the child: one answer for each request of the batch (a pickled list of outputs, or why there is none).
+
+    Attributes
+    ----------
+    ahead : bool
+        The next batch may name this version, and be sent once more where that turns out not to be the newest.
+    """
 
     answers: list[bytes | Failure]
     inputs: list[int] = field(default_factory=list)
     version: int | None = None
     batch_size: int | None = None
+    ahead: bool = False
 
 
 @dataclass(frozen=True, slots=True)

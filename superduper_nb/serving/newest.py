@@ -1,0 +1,56 @@
+"""Whether the version that a slow model runs in is the newest: asked for in this process, while the model runs.
+
+In the models' process the question would hold the interpreter, which the model wants, too; the model has emptied the
+processor's caches, so that it takes a millisecond.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+from superduper_nb.errors import NotFoundError
+from superduper_nb.serving.values import Current
+
+__all__ = ["Newest"]
+
+log = logging.getLogger(__name__)
+
+_PATIENCE_S: Final = 2.0
+_ASK_AGAIN_S: Final = 5.0
+
+
+class Newest:
+    """Asks for newest versions in a thread. Belongs to one event loop.
+
+    Parameters
+    ----------
+    current : callable
+        See `superduper_nb.serving.values`.
+    """
+
+    def __init__(self, current: Current) -> None:
+        self._current = current
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="superduper-newest")
+        self._ask_at = 0.0
+
+    async def is_newest(self, name: tuple[str, str], version: int) -> bool:
+        """Say whether a version of a model is still the newest; where nobody can say, it counts."""
+        if time.monotonic() < self._ask_at:
+            return True
+        try:
+            async with asyncio.timeout(_PATIENCE_S):
+                return await asyncio.get_running_loop().run_in_executor(self._thread, self._current, *name) == version
+        except NotFoundError:
+            return False
+        except Exception as error:
+            self._ask_at = time.monotonic() + _ASK_AGAIN_S  # or each batch would wait for a database that is away
+            log.warning("Serving %s.%s version %d: can't ask for a newer one (%r)", *name, version, error)
+            return True
+
+    def close(self) -> None:
+        """End the thread."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
