@@ -167,6 +167,7 @@ class Shelf:
             raise
         except (Exception, SystemExit) as error:
             raise ModelError(f"Model {model!r} version {version} can't be loaded: {ItemError.of(error)}") from error
+        _give_back()  # the bytes that it was read from count, too
         return Entry(predictor, LoadedModel(database, model, got, max(0, resident_bytes() - before)))
 
     def _shrink(self) -> None:
@@ -180,8 +181,13 @@ class Shelf:
             del self._entries[key]
         if keys:
             gc.collect()
-            with suppress(OSError, AttributeError):  # only glibc has it: gives freed pages back to the system
-                ctypes.CDLL(None).malloc_trim(0)
+            _give_back()
+
+
+def _give_back() -> None:
+    """Give pages that are free back to the system."""
+    with suppress(OSError, AttributeError):  # only glibc can
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def resident_bytes() -> int:
