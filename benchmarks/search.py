@@ -23,7 +23,8 @@ from vectors import embedded, mixture, queries_near
 HERE = Path(__file__).parent
 PACKAGES = {
     **{"faiss knn": "faiss-cpu", "faiss hnsw": "faiss-cpu", "hnswlib": "hnswlib", "usearch": "usearch"},
-    **{"vsag": "pyvsag", "lancedb": "lancedb", "chroma": "chromadb", "qdrant": "qdrant-client"},
+    **{"vsag": "pyvsag", "faiss ivf": "faiss-cpu", "lancedb ivf": "lancedb", "lancedb": "lancedb"},
+    **{"chroma": "chromadb", "qdrant": "qdrant-client", "faiss hnsw 16": "faiss-cpu"},
 }
 OURS = ("superduper_nb", "superduper_nb exact", "turbovec")
 QUERIES = 500

@@ -111,18 +111,43 @@ def faiss_knn(vectors: Rows) -> Engine:
     return Engine(search, batch=lambda q, _: faiss.knn(q, vectors, N, metric=faiss.METRIC_INNER_PRODUCT))
 
 
-def faiss_hnsw(vectors: Rows) -> Engine:
+def faiss_hnsw(vectors: Rows, m: int = 32, building: int = 100) -> Engine:
     """HNSW, M = 32, 100 candidates while it is built."""
     import faiss
 
-    index = faiss.IndexHNSWFlat(vectors.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
-    index.hnsw.efConstruction = 100
+    index = faiss.IndexHNSWFlat(vectors.shape[1], m, faiss.METRIC_INNER_PRODUCT)
+    index.hnsw.efConstruction = building
     faiss.omp_set_num_threads(BUILDERS)
     index.add(vectors)
     faiss.omp_set_num_threads(1)
 
     def many(queries: Rows, effort: int) -> Any:
         index.hnsw.efSearch = effort
+        return index.search(queries, N)[1]
+
+    return Engine(lambda q, effort: many(q[None], effort)[0], EFFORTS, many, lambda _, rows: index.add(rows))
+
+
+def faiss_small_hnsw(vectors: Rows) -> Engine:
+    """HNSW, M = 16, 64 candidates while it is built."""
+    return faiss_hnsw(vectors, 16, 64)
+
+
+def faiss_ivf(vectors: Rows) -> Engine:
+    """Cells, in them 4-bit product codes that are scanned, the best 160 re-scored; the effort is how many cells."""
+    import faiss
+
+    faiss.omp_set_num_threads(BUILDERS)
+    index = faiss.index_factory(
+        vectors.shape[1], f"IVF1024,PQ{vectors.shape[1] // 2}x4fs,RFlat", faiss.METRIC_INNER_PRODUCT
+    )
+    index.k_factor = 16
+    index.train(vectors[:: max(1, len(vectors) // 100_000)])
+    index.add(vectors)
+    faiss.omp_set_num_threads(1)
+
+    def many(queries: Rows, effort: int) -> Any:
+        faiss.extract_index_ivf(index).nprobe = effort
         return index.search(queries, N)[1]
 
     return Engine(lambda q, effort: many(q[None], effort)[0], EFFORTS, many, lambda _, rows: index.add(rows))
@@ -190,6 +215,21 @@ def lancedb(vectors: Rows) -> Engine:
     return Engine(search, EFFORTS[1:])
 
 
+def lancedb_ivf(vectors: Rows) -> Engine:
+    """Cells with 8-bit product codes, the best 80 re-scored; the effort is how many cells."""
+    import lancedb as library
+
+    table = library.connect(tempfile.mkdtemp(dir=os.environ["BENCH_FOLDER"])).create_table("t", _arrow(vectors))
+    codes = {"num_partitions": 1024, "num_sub_vectors": vectors.shape[1] // 4}
+    table.create_index(metric="dot", index_type="IVF_PQ", vector_column_name="v", **codes)
+
+    def search(query: Rows, effort: int) -> Sequence[int]:
+        found = table.search(query, vector_column_name="v").distance_type("dot").nprobes(effort).refine_factor(8)
+        return [int(i) for i in found.select(["id"]).limit(N).to_arrow()["id"].to_pylist()]
+
+    return Engine(search, EFFORTS)
+
+
 def _arrow(vectors: Rows) -> Any:
     import pyarrow
 
@@ -235,6 +275,7 @@ def qdrant(vectors: Rows) -> Engine:
 ENGINES = {
     **{"superduper_nb": superduper, "superduper_nb exact": superduper_exact, "turbovec": turbovec},
     **{"faiss knn": faiss_knn, "faiss hnsw": faiss_hnsw, "hnswlib": hnswlib, "usearch": usearch, "vsag": vsag},
+    **{"faiss hnsw 16": faiss_small_hnsw, "faiss ivf": faiss_ivf, "lancedb ivf": lancedb_ivf},
     **{"lancedb": lancedb, "chroma": chroma, "qdrant": qdrant},
 }
 

@@ -9,7 +9,7 @@ from typing import Final
 from superduper_nb.search.measures import Floats, Measure
 from superduper_nb.search.options import IndexOptions
 from superduper_nb.search.rows import Rows
-from superduper_nb.search.scan import Segment, calibrated, encoder
+from superduper_nb.search.scan import Segment, calibrated, encoder, often_doubtful
 
 __all__ = ["Coder"]
 
@@ -19,8 +19,10 @@ _TAIL: Final = 2048
 """Rows behind the last segment that are scanned exactly, before a segment is made of them."""
 _STEP: Final = 256
 """So many, before they are added to a segment: that costs a hundredth of what it takes to make one."""
-_SEGMENT: Final = 131_072
-"""Rows a segment, at most: each gives its own candidates."""
+_SEGMENT: Final = 524_288
+"""Rows a segment, at most: each is a scan, and gives its own candidates."""
+_PART: Final = 131_072
+"""Rows that are made ready to be coded at a time: under cosine they are copied."""
 _GROWTH: Final = 0.25
 """How much longer a segment may become at a time: until they are shown, codes that were added are in the way."""
 
@@ -106,10 +108,14 @@ class Coder:
     def _segment(self, rows: Rows, start: int, stop: int) -> tuple[Segment, int | None]:
         """Return codes, and how deep they have to be searched."""
         segment = self._grown(rows, start, stop) or self._made(rows, start, stop)
-        if self._options.depth or stop - start < 2 * segment.tried:
+        if stop - start < 2 * segment.tried:
             return segment, self._options.depth or rows.depth
+        vectors = rows.vectors[start:stop]
+        depth = self._options.depth or calibrated(segment, vectors, rows.norms[start:stop], self._measure)
+        if depth is not None and often_doubtful(segment, vectors, depth):
+            segment = self._made(rows, start, stop, staged=False)
         segment.tried = stop - start
-        return segment, calibrated(segment, rows.vectors[start:stop], rows.norms[start:stop], self._measure)
+        return segment, depth
 
     def _grown(self, rows: Rows, start: int, stop: int) -> Segment | None:
         """Return the last segment made longer, where it is that which is wanted, and much the larger part of it."""
@@ -120,9 +126,12 @@ class Coder:
             return None
         return last.grown(self._wanted(rows, last.stop, stop))
 
-    def _made(self, rows: Rows, start: int, stop: int) -> Segment:
+    def _made(self, rows: Rows, start: int, stop: int, *, staged: bool = True) -> Segment:
         assert self._encode is not None
-        return Segment(start, stop, self._encode(self._wanted(rows, start, stop)), tried=0)
+        codes = self._encode(self._wanted(rows, start, min(stop, start + _PART)), staged=staged)
+        for begin in range(start + _PART, stop, _PART):
+            codes.add(self._wanted(rows, begin, min(stop, begin + _PART)))
+        return Segment(start, stop, codes, tried=0)
 
     def _wanted(self, rows: Rows, start: int, stop: int) -> Floats:
         """Return the vectors that are coded."""

@@ -33,7 +33,7 @@ __all__ = ["Keeper", "default_folder"]
 
 log = logging.getLogger(__name__)
 
-_FORMAT: Final = 2
+_FORMAT: Final = 3
 _RECORDS: Final = "_sddb.snapshots"
 _WORTH: Final = 2_000_000
 """Numbers (rows x dimension) from which a snapshot is quicker than to load from MongoDB."""

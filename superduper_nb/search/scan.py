@@ -6,31 +6,65 @@ that is not installed, or does badly on these vectors, search stays exact.
 
 The codes know inner products only. For l2 a number is added to each vector, so that the nearest is the one with the
 largest product: ``|x - q|² = |q|² - 2 (x·q - |x|²/2)``.
+
+Many rows are searched in stages: only those whose signs score best are looked at with all four bits. Where a query's
+best hardly score better than the rest, some of them fall out there (of a random direction's ten, two). So each search
+says of which candidates that may be so, by what a sample of the rows scores; then one looks deeper.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Final, Protocol
+from collections.abc import Sequence
+from statistics import NormalDist
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from superduper_nb.search.measures import Floats, Measure
 
-__all__ = ["CALIBRATED_N", "DEPTHS", "Codes", "Flags", "Segment", "calibrated", "codes_of", "encoder", "looked_up"]
+__all__ = [
+    *("CALIBRATED_N", "DEPTHS", "Codes", "Encoder", "Flags", "Found", "Segment", "Slots"),
+    *("calibrated", "codes_of", "encoder", "looked_up", "often_doubtful"),
+]
 
 Slots = NDArray[np.intp]
 Flags = NDArray[np.bool_]
 
-DEPTHS: Final = (32, 64, 128, 256, 512, 1024)
+DEPTHS: Final = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 _SURE: Final = 0.75
 """The best are to be found in this part of the candidates: then hardly any is behind them."""
 _PROBES: Final = 32
+_OFTEN: Final = 0.25
+"""Looking deeper for so many searches takes longer than to look at all four bits of every row."""
 CALIBRATED_N: Final = 10
+_SAMPLE: Final = 64
+_STAGED_FROM: Final = 32_768
+_STAGED_MULTIPLE: Final = 32
+"""So many rows or more, of a multiple of so many numbers, are searched in stages (turbovec 1.1)."""
+_SURVIVORS: Final = 8
+"""So many times what is asked for go on, at least, after the first stage (about 12.8 times, by trials)."""
+_SIGN_ERROR: Final = 0.75
+_MARGIN: Final = 1.75
+"""Standard errors: then one or two rows in a thousand are passed over, also where scores are not quite normal."""
+_NORMAL: Final = NormalDist()
 _ROWS: Final = 8192
 _MULTIPLE: Final = 8
 _BITS: Final = 4
+
+
+class Found(NamedTuple):
+    """What codes hold to be near, best first, a row for each query.
+
+    Attributes
+    ----------
+    slots : array of shape (m, k)
+    doubtful : array of shape (m, k), bool
+        Others that score like this one may have been passed over.
+    """
+
+    slots: Slots
+    doubtful: Flags
 
 
 class Codes(Protocol):
@@ -41,8 +75,8 @@ class Codes(Protocol):
     def add(self, rows: Floats) -> None:
         """Code some more, behind the others."""
 
-    def search(self, queries: Floats, k: int) -> Slots:
-        """Return the positions of about the best `k` rows by inner product, a row for each query."""
+    def search(self, queries: Floats, k: int) -> Found:
+        """Return about the best `k` rows, best first: a row for each query."""
 
     def to_bytes(self) -> bytes:
         """Return what `codes_of` makes them of."""
@@ -65,55 +99,48 @@ class Segment:
         self.start, self.stop, self.codes = start, stop, codes
         self.tried = stop - start if tried is None else tried
 
+    @property
+    def overgrown(self) -> bool:
+        """Its codes go on behind its end."""
+        return len(self.codes) > self.stop - self.start
+
     def grown(self, rows: Floats) -> Segment:
         """Return it with the rows behind it, which become part of the same codes."""
         self.codes.add(rows)
         return Segment(self.start, self.stop + len(rows), self.codes, self.tried)
 
-    def search(self, queries: Floats, k: int) -> Slots:
-        """Return the slots of about the best `k` of it, a row for each query; some may be behind it."""
-        return self.codes.search(queries, min(k, self.stop - self.start)) + self.start
+    def search(self, queries: Floats, k: int) -> Found:
+        """Return about the best `k` of it, a row for each query; some may be behind it."""
+        count = self.stop - self.start
+        slots, doubtful = self.codes.search(queries, min(k, count))
+        if k < count:
+            doubtful[:, int(_SURE * k) :] = True
+        return Found(slots + self.start, doubtful)
 
 
-def looked_up(segments: Sequence[Segment], queries: Floats, depth: int) -> tuple[Slots, Flags]:
-    """Return about the best of each segment, and of which of them it is to be feared that better ones are behind them.
-
-    Parameters
-    ----------
-    segments : sequence of Segment
-    queries : array of shape (m, d), float32
-    depth : int
-        Candidates of each segment.
-
-    Returns
-    -------
-    slots : array of shape (m, candidates)
-    deep : array of shape (candidates,), bool
-        They are the last of a segment that holds more.
-    """
-    near = [segment.search(queries, depth) for segment in segments]
-    deep = [_last(slots.shape[1], segment) for slots, segment in zip(near, segments, strict=True)]
-    return np.concatenate(near, axis=1), np.concatenate(deep)
-
-
-def _last(count: int, segment: Segment) -> Flags:
-    more = count < segment.stop - segment.start
-    return np.arange(count) >= _SURE * count if more else np.zeros(count, dtype=bool)
+def looked_up(segments: Sequence[Segment], queries: Floats, depth: int) -> Found:
+    """Return about the best `depth` of each segment; doubtful are also its last, behind which better ones may be."""
+    found = [segment.search(queries, depth) for segment in segments]
+    return found[0] if len(found) == 1 else Found(*(np.concatenate(part, axis=1) for part in zip(*found, strict=True)))
 
 
 class _Turbo:
-    def __init__(self, index: Any) -> None:
-        self._index = index
+    def __init__(self, index: Any, sample: Floats) -> None:
+        self._index, self._sample = index, sample
+        self._level = _Level(sample)
         self._index.prepare()  # else the first search pays for the layout
 
     def __len__(self) -> int:
         return len(self._index)
 
     @classmethod
-    def encode(cls, rows: Floats) -> _Turbo:
+    def encode(cls, rows: Floats, *, staged: bool) -> _Turbo:
         from turbovec import TurboQuantIndex
 
-        made = cls(TurboQuantIndex(rows.shape[1] + -rows.shape[1] % _MULTIPLE, _BITS))
+        width = rows.shape[1] + -rows.shape[1] % _MULTIPLE
+        if not staged and width % _STAGED_MULTIPLE == 0:
+            width += _MULTIPLE
+        made = cls(TurboQuantIndex(width, _BITS), np.zeros((_SAMPLE, width), dtype=np.float32))
         made.add(rows)
         return made
 
@@ -122,22 +149,70 @@ class _Turbo:
         for start in range(0, len(rows), _ROWS):
             self._index.add(_padded(rows[start : start + _ROWS], pad), chunk_size=0)
         self._index.prepare()
+        self._resample(rows, pad)
+
+    def _resample(self, rows: Floats, pad: int) -> None:
+        """Put as many of the new rows into the sample as are due to them."""
+        random = np.random.default_rng(len(self))
+        due = -(-len(rows) * _SAMPLE // len(self))
+        places = random.choice(_SAMPLE, due, replace=False)
+        self._sample[places] = _padded(rows[random.integers(0, len(rows), due)], pad)
+        self._level = _Level(self._sample)
 
     @classmethod
     def from_bytes(cls, data: bytes, count: int) -> _Turbo:
         from turbovec import TurboQuantIndex
 
-        index = TurboQuantIndex.from_bytes(data)
+        width = int.from_bytes(data[:4], "little")
+        begin = 4 + 4 * _SAMPLE * width
+        index = TurboQuantIndex.from_bytes(data[begin:])
         while len(index) > count:  # they had grown when they were written down
             index.swap_remove(len(index) - 1)
-        return cls(index)
+        return cls(index, np.frombuffer(data[4:begin], dtype="<f4").reshape(_SAMPLE, width).astype(np.float32))
 
     def to_bytes(self) -> bytes:
-        return bytes(self._index.to_bytes())
+        sample = self._sample.astype("<f4").tobytes()
+        return int(self._index.dim).to_bytes(4, "little") + sample + bytes(self._index.to_bytes())
 
-    def search(self, queries: Floats, k: int) -> Slots:
-        _, found = self._index.search(_padded(queries, self._index.dim - queries.shape[1]), k)
-        return np.asarray(found, dtype=np.intp)
+    def search(self, queries: Floats, k: int) -> Found:
+        padded = _padded(queries, self._index.dim - queries.shape[1])
+        scores, found = self._index.search(padded, k)
+        share = _SURVIVORS * k / len(self) if self._staged else 1
+        return Found(np.asarray(found, dtype=np.intp), scores < self._level.reached(padded, share)[:, None])
+
+    @property
+    def _staged(self) -> bool:
+        return bool(self._index.dim % _STAGED_MULTIPLE == 0) and len(self) >= _STAGED_FROM
+
+
+class _Level:
+    """How high scores have to be, for a row not to fall out in the first stage.
+
+    There the score of a row is that of its signs, which for a row of length 1 is off by 0.75 / sqrt(d), and a fixed
+    share of the rows goes on. Their scores by sign are taken to be normally distributed.
+
+    Parameters
+    ----------
+    sample : array of shape (rows, d), float32
+        Some of the rows.
+    """
+
+    def __init__(self, sample: Floats) -> None:
+        self._mean = sample.mean(axis=0)
+        self._rows = ((sample - self._mean) / np.sqrt(len(sample))).T
+        squares = np.vecdot(sample, sample, dtype=np.float64) * (_SIGN_ERROR**2 / sample.shape[1])
+        self._typical, self._largest = float(squares.mean()), float(np.sqrt(squares.max()))
+        # Where lengths differ, high scores are more common than they normally are.
+        self._wider = float(np.sqrt(np.mean(squares**2))) / self._typical if self._typical else 1.0
+
+    def reached(self, queries: Floats, share: float) -> Floats:
+        """Return, for each query, a score whose rows are among so large a share, but for a few in a hundred."""
+        if share >= 1:
+            return np.full(len(queries), -np.inf)
+        scores, squares = queries @ self._rows, np.vecdot(queries, queries)
+        spread = np.sqrt(np.vecdot(scores, scores, dtype=np.float64) + self._typical * squares)
+        passed = queries @ self._mean - _NORMAL.inv_cdf(share) * self._wider * spread
+        return np.asarray(passed + _MARGIN * self._largest * np.sqrt(squares))
 
 
 def _padded(rows: Floats, pad: int) -> Floats:
@@ -171,13 +246,13 @@ class _Lifted:
         return len(self._codes)
 
     @classmethod
-    def encode(cls, rows: Floats) -> _Lifted:
+    def encode(cls, rows: Floats, *, staged: bool) -> _Lifted:
         centre = rows.mean(axis=0, dtype=np.float64).astype(np.float32)
         halves = _halves(rows - centre)
         middle = float(halves.mean())
         # The error grows with the norms of both sides: this makes their product least where both are about as long.
         scale = float(np.sqrt(np.sqrt(np.mean((halves - middle) ** 2)))) or 1.0
-        return cls(centre, middle, scale, _Turbo.encode(_lifted(rows - centre, middle, scale)))
+        return cls(centre, middle, scale, _Turbo.encode(_lifted(rows - centre, middle, scale), staged=staged))
 
     def add(self, rows: Floats) -> None:
         self._codes.add(_lifted(rows - self._centre, self._middle, self._scale))
@@ -193,7 +268,7 @@ class _Lifted:
         numbers = np.concatenate([[self._middle, self._scale], self._centre]).astype("<f8")
         return self.mark + len(numbers).to_bytes(4, "little") + numbers.tobytes() + self._codes.to_bytes()
 
-    def search(self, queries: Floats, k: int) -> Slots:
+    def search(self, queries: Floats, k: int) -> Found:
         moved = np.pad(queries - self._centre, ((0, 0), (0, 1)), constant_values=self._scale)
         return self._codes.search(moved, k)
 
@@ -214,7 +289,14 @@ def codes_of(data: bytes, count: int) -> Codes:
     return made
 
 
-def encoder(measure: Measure) -> Callable[[Floats], Codes] | None:
+class Encoder(Protocol):
+    """Makes codes."""
+
+    def __call__(self, rows: Floats, *, staged: bool) -> Codes:
+        """Code rows, so that many are searched in stages, or not."""
+
+
+def encoder(measure: Measure) -> Encoder | None:
     """Return what makes codes for a measure; None where there is nothing (a measure of the user's own)."""
     if measure.function is not None:
         return None
@@ -240,12 +322,22 @@ def calibrated(segment: Segment, vectors: Floats, norms: Floats, measure: Measur
     measure : Measure
         A built-in one.
     """
+    queries = _probes(vectors)
+    needed = max(_needed(segment, query, measure.rough(query, vectors, norms)) for query in queries)
+    return next((depth for depth in DEPTHS if depth >= 2 * needed), None)
+
+
+def often_doubtful(segment: Segment, vectors: Floats, depth: int) -> bool:
+    """Say whether most searches would have to look deeper because rows are passed over: stages don't pay then."""
+    best = segment.codes.search(_probes(vectors), depth).doubtful[:, : min(CALIBRATED_N, depth)]
+    return bool(best.any(axis=1).mean() > _OFTEN)
+
+
+def _probes(vectors: Floats) -> Floats:
     random = np.random.default_rng(0)
     rows = vectors[random.choice(len(vectors), min(_PROBES, len(vectors)), replace=False)]
     spread = np.linalg.norm(rows, axis=1, keepdims=True) / np.sqrt(rows.shape[1])
-    queries = (rows + 0.2 * spread * random.standard_normal(rows.shape)).astype(np.float32)
-    needed = max(_needed(segment, query, measure.rough(query, vectors, norms)) for query in queries)
-    return next((depth for depth in DEPTHS if depth >= 2 * needed), None)
+    return np.asarray(rows + 0.2 * spread * random.standard_normal(rows.shape), dtype=np.float32)
 
 
 def _needed(segment: Segment, query: Floats, rough: tuple[Floats, Floats | float]) -> int:
@@ -253,5 +345,6 @@ def _needed(segment: Segment, query: Floats, rough: tuple[Floats, Floats | float
     scores, error = rough
     n = min(CALIBRATED_N, len(scores))
     wanted = np.partition(scores, len(scores) - n)[len(scores) - n] - 2 * float(np.max(error))
-    good = np.flatnonzero(scores[segment.search(query[None], DEPTHS[-1])[0] - segment.start] >= wanted)
+    found = segment.search(query[None], DEPTHS[-1]).slots[0]
+    good = np.flatnonzero(scores[found - segment.start] >= wanted)
     return int(good[n - 1]) + 1 if len(good) >= n else DEPTHS[-1]

@@ -95,8 +95,8 @@ class Scorer:
         left, depth = list(range(len(queries))), (view.depth or 0) + 3 * max(0, n - CALIBRATED_N)
         while left and view.segments and view.depth is not None and self._gains(view, depth):
             near, deep = looked_up(view.segments, queries[left], depth)
-            for i, slots in zip(left, near, strict=True):
-                found[i] = self._of_codes(view, slots, deep, queries[i], n)
+            for j, i in enumerate(left):
+                found[i] = self._of_codes(view, near[j], deep[j], queries[i], n)
             if depth >= view.segments[-1].stop:
                 break
             left, depth = [i for i in left if found[i] is None], _DEEPER * depth
@@ -107,18 +107,20 @@ class Scorer:
 
     def _of_codes(self, view: View, near: Slots, deep: Flags, query: Floats, n: int) -> Hits | None:
         """Return the best of what codes hold to be near; None where there may be better ones behind it."""
-        coded = view.segments[-1].stop
-        known = near < coded
-        more = bool(deep.any()) or not known.all()
-        near, deep = near[known], deep[known]  # what was added since is not of this moment
+        coded, seen = view.segments[-1].stop, len(near)
+        if view.segments[-1].overgrown:  # what was added since is not of this moment
+            known = near < coded
+            near, deep, seen = near[known], deep[known], int(known.sum())
         if view.alive is not None:
             alive = view.alive[near]
             near, deep = near[alive], deep[alive]
-        if more and len(near) < n:
+        if len(near) < n and seen < coded:
             return None
-        slots = near if coded == view.count else np.concatenate([near, self._tail(view, coded, query, n)])
-        hits, order = self._ranked(view.rows, slots, query, n, "scan", len(slots))
-        return None if deep[order[order < len(near)]].any() else hits
+        if coded < view.count:
+            tail = self._tail(view, coded, query, n)
+            near, deep = np.concatenate([near, tail]), np.concatenate([deep, np.zeros(len(tail), dtype=bool)])
+        hits, order = self._ranked(view.rows, near, query, n, "scan", len(near))
+        return None if deep[order].any() else hits
 
     def _tail(self, view: View, start: int, query: Floats, n: int) -> Slots:
         """Return the slots of the best of the rows that have no codes yet."""
@@ -136,7 +138,7 @@ class Scorer:
         """Score candidates in float64; return the best `n` in order, and which of the candidates they are."""
         if not len(slots):
             return NOTHING, slots
-        scores, distances = self._measure.exact(query, rows.vectors[slots])
+        scores, distances = self._measure.exact(query, rows.vectors.take(slots, axis=0))
         order, ids = _in_order(scores, slots, rows.ids, n)
         return Hits(ids, scores[order], None if distances is None else distances[order], kind, candidates), order
 
@@ -145,7 +147,7 @@ def _in_order(scores: Floats, slots: Slots, ids: list[Any], n: int) -> tuple[Slo
     """Return which are the best `n`, best first, ties by identifier; and their identifiers."""
     order = np.argsort(-scores, kind="stable")
     ranked = scores[order]
-    last = len(order) if n >= len(order) else int(np.searchsorted(-ranked, -ranked[n - 1], side="right"))
+    last = len(order) if n >= len(order) else n + int(np.count_nonzero(ranked[n:] == ranked[n - 1]))
     order, ranked = order[:last], ranked[:last]
     found = [unpacked_id(ids[slot]) for slot in slots[order].tolist()]
     if (ranked[1:] == ranked[:-1]).any():

@@ -52,6 +52,19 @@ def recall(index: VectorIndex, queries: np.ndarray, n: int = 10, **options: Any)
     return float(np.mean(same))
 
 
+def segments_of(index: VectorIndex) -> tuple[scan.Segment, ...]:
+    view = index.view()
+    assert view is not None
+    return view.segments
+
+
+def depth_of(index: VectorIndex) -> int:
+    view = index.view()
+    assert view is not None
+    assert view.depth is not None
+    return view.depth
+
+
 @pytest.mark.parametrize("measure", ["cosine", "dot", "l2"])
 @pytest.mark.parametrize("d", [64, 61])
 def test_codes_find_what_the_exact_search_finds(coded: Any, measure: str, d: int) -> None:
@@ -97,6 +110,41 @@ def test_codes_for_l2_do_with_vectors_far_from_the_origin_and_of_any_length(code
     index = coded("l2", rows(10_000) * lengths + 1000)
     assert index.kind == "scan"
     assert recall(index, rows(40, seed=3) + 1000) >= 0.995
+
+
+@pytest.mark.parametrize("measure", ["cosine", "dot"])
+def test_what_no_vector_resembles_is_looked_up_deeper(monkeypatch: pytest.MonkeyPatch, measure: str) -> None:
+    monkeypatch.setattr(scan, "_OFTEN", 1)
+    vectors = rows(33_000, 96)  # so many are searched in stages, in which low scores fall out
+    index = VectorIndex(Measure(measure), IndexOptions(kind="scan"))
+    index.put(range(33_000), vectors)
+    index.settle()
+    for _ in range(2):
+        unlike = np.random.default_rng(5).standard_normal((60, 96)).astype(np.float32)
+        assert recall(index, unlike) >= 0.99
+        deep, usual = ([index.search(query, 10).candidates for query in some] for some in (unlike, vectors[:60] + 0.1))
+        assert np.mean(usual) < np.mean(deep) / 2
+        segment = segments_of(index)[0]
+        segment.codes = scan.codes_of(segment.codes.to_bytes(), 33_000)  # they know it as well when read again
+
+
+def test_where_most_searches_would_have_to_look_deeper_there_are_no_stages() -> None:
+    random = np.random.default_rng(6)
+    index = VectorIndex(Measure("cosine"), IndexOptions(kind="scan"))
+    index.put(range(33_000), random.standard_normal((33_000, 64)).astype(np.float32))
+    index.settle()
+    queries = random.standard_normal((60, 64)).astype(np.float32)
+    assert recall(index, queries) >= 0.99
+    assert np.mean([index.search(query, 10).candidates > depth_of(index) for query in queries]) < 0.2
+
+
+@pytest.mark.parametrize("measure", ["cosine", "l2"])
+def test_a_segment_is_coded_in_parts(coded: Any, monkeypatch: pytest.MonkeyPatch, measure: str) -> None:
+    monkeypatch.setattr(coding, "_PART", 3000)
+    vectors = rows(9000) + np.linspace(0, 4, 9000)[:, None]
+    index = coded(measure, vectors, step=9000)
+    assert [(segment.start, segment.stop) for segment in segments_of(index)] == [(0, 8000), (8000, 9000)]
+    assert recall(index, (vectors[::300] + 0.3).astype(np.float32)) >= 0.99
 
 
 def test_measures_of_the_users_own_are_exact() -> None:
