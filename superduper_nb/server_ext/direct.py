@@ -1,4 +1,4 @@
-"""The short way of a prediction or search: no handler of Jupyter's, which costs as much as the rest.
+"""The short way of a prediction or search: no handler of Jupyter's, which costs as much as the rest of a prediction.
 
 It is taken where nothing is special: a program with the server's token, on a server that leaves token, users and
 permissions to Jupyter's own code, a short body, engines that are up. The handler would give the same answer, and a
