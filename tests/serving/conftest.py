@@ -29,6 +29,15 @@ def server(make_server: Callable[..., ModelServer]) -> ModelServer:
     return make_server(grace=0.5)
 
 
+@pytest.fixture(scope="module", params=["child", "in process"])
+def shared_models(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """Return each kind of model server in turn, for tests that only ask it."""
+    child = request.param == "child"
+    made = ModelServer(fakes.load, fakes.current, preload=()) if child else InProcessModels(fakes.load, fakes.current)
+    yield made
+    made.close()
+
+
 @pytest.fixture(params=["child", "in process"])
 def models(request: pytest.FixtureRequest, make_server: Callable[..., ModelServer]) -> Iterator[Any]:
     """Return each kind of model server in turn."""

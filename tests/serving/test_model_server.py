@@ -21,17 +21,17 @@ Models = ModelServer | InProcessModels
 MakeServer = Callable[..., ModelServer]
 
 
-def test_the_answer_is_that_of_the_model_applied_locally(models: Models) -> None:
+def test_the_answer_is_that_of_the_model_applied_locally(shared_models: Models) -> None:
     inputs = ["1", 2, 3.5]
-    answer = models.predict("shop", "real", inputs)
+    answer = shared_models.predict("shop", "real", inputs)
     assert answer.outputs == fakes.MODELS["real"]().predict_many(inputs) == ["2.0", "3.0", "4.5"]
     assert answer.version == 1
     assert answer.took_ms > 0
 
 
-def test_a_torch_module_answers_as_locally(models: Models) -> None:
+def test_a_torch_module_answers_as_locally(shared_models: Models) -> None:
     inputs = [[1, 2, 3], [4, 5, 6.5]]
-    outputs = models.predict("shop", "linear", inputs).outputs
+    outputs = shared_models.predict("shop", "linear", inputs).outputs
     local = fakes.linear().predict_many(inputs)
     assert [row.tolist() for row in outputs] == [row.tolist() for row in local]
 
@@ -45,14 +45,14 @@ def test_arrays_stand_in_the_place_of_tensors_where_that_is_asked_for(server: Mo
     assert (narrow.dtype, narrow.tolist(), count.dtype, count.tolist(), text) == ("float32", [1, 1], "int64", 3, "x")
 
 
-def test_submit_gives_the_same_as_predict(models: Models) -> None:
-    assert models.submit("shop", "double", [1, "a"]).result().outputs == [2, "aa"]
+def test_submit_gives_the_same_as_predict(shared_models: Models) -> None:
+    assert shared_models.submit("shop", "double", [1, "a"]).result().outputs == [2, "aa"]
     with pytest.raises(NotFoundError, match="no model 'nope'"):
-        models.submit("shop", "nope", [1]).result()
+        shared_models.submit("shop", "nope", [1]).result()
 
 
-def test_no_inputs_no_outputs(models: Models) -> None:
-    assert models.predict("shop", "double", []).outputs == []
+def test_no_inputs_no_outputs(shared_models: Models) -> None:
+    assert shared_models.predict("shop", "double", []).outputs == []
 
 
 @pytest.mark.parametrize(
@@ -67,10 +67,12 @@ def test_no_inputs_no_outputs(models: Models) -> None:
         ("raises", ["short", "short"], ModelError, "1 outputs to 2 inputs"),
     ],
 )
-def test_errors_say_why(models: Models, model: str, inputs: list[Any], error: type[Exception], message: str) -> None:
+def test_errors_say_why(
+    shared_models: Models, model: str, inputs: list[Any], error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message):
-        models.predict("shop", model, inputs)
-    assert models.predict("shop", "double", [1]).outputs == [2]
+        shared_models.predict("shop", model, inputs)
+    assert shared_models.predict("shop", "double", [1]).outputs == [2]
 
 
 def test_inputs_and_outputs_that_can_not_travel_fail_alone(server: ModelServer) -> None:
