@@ -68,6 +68,7 @@ def running_lab(home: Path, base_url: str = "/", *, ours: bool = True) -> Iterat
         (extensions / "superduper-nb").symlink_to(PANEL)
     token, mark = token_urlsafe(24), token_hex(8)
     more = {"JUPYTER_TOKEN": token, demo.MARK: mark, "JUPYTERLAB_SETTINGS_DIR": str(home / "settings")}
+    more["JUPYTER_PREFER_ENV_PATH"] = "0"  # else the panel that was installed once comes before the one that was built
     more["OMP_NUM_THREADS"] = "1"  # torch gets slow when more threads than free cores wait for each other
     options = ["--no-browser", f"--ServerApp.port={demo.free_port()}", f"--ServerApp.root_dir={work}"]
     options += ["--expose-app-in-browser", "--ServerApp.open_browser=False"]

@@ -165,6 +165,7 @@ def test_a_thousand_jobs_are_a_hundred_rows_that_stay_where_they_are(lab: Lab, p
     rows.nth(1).get_by_role("button").focus()
     page.evaluate("fake.cluster.hear({type: 'job', seq: 7, database: 'shop', job: '00998', state: 'running', done: 5})")
     rows.nth(1).get_by_text("5 of 9").wait_for()
+    assert "◐ running" in rows.nth(1).inner_text()
     assert page.evaluate("document.activeElement.getAttribute('aria-label')") == "Cancel job 998"
     assert page.evaluate("fake.sockets.map(socket => socket.path)") == ["events?since=-1"]
     page.evaluate("fake.sockets[0].onclose()")  # the connection is lost: it hears on from where it was
