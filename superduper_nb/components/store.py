@@ -240,13 +240,15 @@ class ComponentStore:
         Raises
         ------
         NotFoundError
-            There is none; the message names near ones.
+            There is none; the message names near ones, or the versions there are.
         """
         if found := self.find(kind, id, collection=collection, version=version):
             return found
         where = f"{self.database.name}.{collection}" if collection else self.database.name
         what = f"{kind.replace('_', ' ')} {id!r}" + (f" version {version}" if version is not None else "")
-        raise NotFoundError(f"No {what} in {where}.{did_you_mean(id, self.ids(kind, collection=collection))}")
+        there = ", ".join(map(str, self.versions(kind, id, collection=collection)))
+        hint = f" Its versions: {there}." if there else did_you_mean(id, self.ids(kind, collection=collection))
+        raise NotFoundError(f"No {what} in {where}.{hint}")
 
     def newest(self, kind: Kind, id: str, *, collection: str = "") -> int:
         """Return the number of the current version, from the index alone; raises `NotFoundError`."""
