@@ -106,13 +106,14 @@ class Engines:
         return [name for name in names if self.client[name].list_collection_names(filter=ours)]
 
     def models(self, database: str) -> list[dict[str, Any]]:
-        """List the models of a database, and how those in memory do."""
+        """List the models of a database, and how those do that were asked for."""
         live = {entry["model"]: entry for entry in self._models.loaded() if entry["database"] == database}
         known = Loader(self.client[database]).store.current("model")
         return [
             {
                 "id": model.id,
                 "version": model.version,
+                "state": "unloaded",
                 **model.definition,
                 **(model.notes or {}),
                 # One that is still being loaded has no version of its own yet.

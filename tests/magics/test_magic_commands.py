@@ -55,7 +55,7 @@ def test_what_there_is(docs: Any, sddb: Any) -> None:
     name = docs.database.name
     assert name in [row["database"] for row in sddb("databases").value]
     assert sddb("collections").value.to_pandas().to_dict("records") == [{"collection": "products", "documents": 6}]
-    assert [row["id"] for row in sddb("models").value] == ["words"]
+    assert [(row["id"], row["state"]) for row in sddb("models").value] == [("words", "unloaded")]
     (watcher,) = sddb("watchers").value
     assert (watcher["watcher"], watcher["key"], watcher["collection"]) == ("words/text", "text", "products")
     (index,) = sddb("indexes").value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -179,12 +180,12 @@ def test_a_better_layout_is_a_job_and_takes_the_place_of_the_first(docs: Any, no
     again.close()
 
 
+@pytest.mark.skipif(find_spec("umap") is None, reason="no UMAP here; to import it takes 20 s of a processor")
 def test_a_layout_that_is_cancelled_leaves_the_first_and_no_process(
     docs: Any,  # noqa: F811
     notebook: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    pytest.importorskip("umap")
     begun = threading.Event()
     real = plane._started
 
