@@ -142,9 +142,15 @@ class Matching:
             self._all = self._ids(self._filter)
         return self._all
 
-    def _ids(self, query: Mapping[str, Any]) -> list[Any]:
+    def few(self, most: int) -> bool:
+        """Say whether no more than so many match; `all` then knows them."""
+        if self._all is None and len(found := self._ids(self._filter, most + 1)) <= most:
+            self._all = found
+        return self._all is not None and len(self._all) <= most
+
+    def _ids(self, query: Mapping[str, Any], limit: int = 0) -> list[Any]:
         with self._stages("filter"), said():
-            found = self._collection.find(query, {"_id": 1}, batch_size=100_000, max_time_ms=_TIMEOUT_MS)
+            found = self._collection.find(query, {"_id": 1}, batch_size=100_000, limit=limit, max_time_ms=_TIMEOUT_MS)
             return [document["_id"] for document in found]
 
 
@@ -203,7 +209,7 @@ def planned(index: Searchable, matching: Matching | None, query: Floats, n: int,
         return Plan(hits, hits.kind, hits.candidates, hits.candidates)
     if not exact:
         matching.expect(_expected(index, matching, hints))
-        if (plan := _probed(index, matching, query, n, hints)) is not None:
+        if not _rare(index, matching, n, hints) and (plan := _probed(index, matching, query, n, hints)) is not None:
             return plan
     among = matching.all()
     hints.put(matching, len(among) / max(1, len(index)))
@@ -229,6 +235,14 @@ def planned_many(
         plan if len(plan.hits.ids) == n else planned(index, matching, query, n, exact=False, hints=hints)
         for plan, query in zip(plans, queries, strict=True)
     ]
+
+
+def _rare(index: Searchable, matching: Matching, n: int, hints: Hints) -> bool:
+    """Say whether so few match a new filter that no probe would do; asked where that was so for one of its shape."""
+    alike, last = hints.alike(matching), _last_probe(index)
+    if hints.share(matching) is not None or alike is None or _needed(n, alike) <= last:
+        return False
+    return matching.few(int(_wanted(n) * len(index) / last))
 
 
 def _probed(index: Searchable, matching: Matching, query: Floats, n: int, hints: Hints) -> Plan | None:
@@ -264,8 +278,13 @@ def _first_probe(matching: Matching, n: int, hints: Hints) -> int:
 
 
 def _needed(n: int, share: float) -> int:
-    """Return how many candidates to test, so that `n` pass 98 times of 100: two standard deviations more, and two."""
-    return max(_FIRST_PROBE, int((n + 2 * math.sqrt(n) + 2) / share)) if share > 0 else _LAST_PROBE[1] + 1
+    """Return how many candidates to test, so that `n` pass 98 times of 100."""
+    return max(_FIRST_PROBE, int(_wanted(n) / share)) if share > 0 else _LAST_PROBE[1] + 1
+
+
+def _wanted(n: int) -> float:
+    """Return how many should pass on average, so that `n` do: two standard deviations more, and two."""
+    return n + 2 * math.sqrt(n) + 2
 
 
 def _of_probe(candidates: Hits, passed: set[Any], n: int) -> Plan:

@@ -98,11 +98,18 @@ def test_the_plan_learns_how_many_match_and_stays_complete_where_that_changes(co
             made.check(query, 10, {"n": {"$lt": matching}})
 
 
-def test_a_new_filter_begins_where_one_of_its_shape_did(corpus: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    made, random = filled(corpus, "cosine")
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Return what MongoDB is asked of filters."""
     asked: list[Any] = []
-    ids, query = Matching._ids, random.standard_normal(16)
-    monkeypatch.setattr(Matching, "_ids", lambda self, query: asked.append(query) or ids(self, query))
+    ids = Matching._ids
+    monkeypatch.setattr(Matching, "_ids", lambda self, *query: asked.append(query) or ids(self, *query))
+    return asked
+
+
+def test_a_new_filter_begins_where_one_of_its_shape_did(corpus: Any, asked: list[Any]) -> None:
+    made, random = filled(corpus, "cosine")
+    query = random.standard_normal(16)
     questions = []
     for filter in ({"n": {"$lt": 300}}, {"n": {"$lt": 301}}, {"n": {"$lte": 300}}):
         asked.clear()
@@ -110,6 +117,21 @@ def test_a_new_filter_begins_where_one_of_its_shape_did(corpus: Any, monkeypatch
         questions.append(len(asked))
     assert questions[1] == 1  # as many candidates as the first needed in the end
     assert questions[0] == questions[2] > 1
+
+
+def test_a_new_filter_is_listed_at_once_where_few_passed_one_of_its_shape(corpus: Any, asked: list[Any]) -> None:
+    made, random = filled(corpus, "cosine")
+    query = random.standard_normal(16)
+    made.check(query, 10, {"n": {"$lt": 5}})
+    for matching, questions in (
+        (6, 1),
+        (90, 1),
+        (2500, 2),
+    ):  # the last one passes so many: a beginning of the list shows
+        made.check(query, 10, {"n": {"$lt": 5}})
+        asked.clear()
+        found = made.check(query, 10, {"n": {"$lt": matching}})
+        assert (len(asked), found.strategy == "filter, then exact") == (questions, questions == 1)
 
 
 def test_filters_that_agree_with_the_ranking_or_go_against_it(corpus: Any) -> None:
