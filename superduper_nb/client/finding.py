@@ -247,6 +247,14 @@ class FindingCollection(WritingCollection[_DocumentType]):
         PairStore(self._workspace.store.database).run(job)
         return Duplicates(self._workspace, job)
 
+    def catch_up(self) -> None:
+        """Have later searches of this client see all that is in MongoDB by now, whoever wrote it.
+
+        What was written by this client, or by jobs that it waited for, they see anyway.
+        """
+        self.database.client.admin.command("ping")  # each answer tells MongoDB's time
+        self._workspace.mark()
+
     def _request(self, like: Any, **options: Any) -> SearchRequest:
         """Return a checked search; its filter is still to come."""
         encode = self._workspace.codec.encode

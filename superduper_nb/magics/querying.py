@@ -69,6 +69,7 @@ def _first_of(cursor: Any, call: Call, filter: Mapping[str, Any], options: Mappi
     while not found and waits and time.monotonic() < deadline:
         waits = cursor.reply.pending > 0  # if not, the job may have ended just after the search: one more look
         time.sleep(_LOOK_EVERY_S if waits else 0)
+        call.collection.catch_up()
         found = list(cursor.rewind())
     return found
 

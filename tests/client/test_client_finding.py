@@ -60,6 +60,16 @@ def test_like_finds_the_nearest_in_order_with_scores(shop: sd.Collection[Any]) -
     assert all("_sddb" not in document for document in found)
 
 
+def test_a_search_sees_what_others_wrote_once_it_caught_up(
+    shop: sd.Collection[Any], other_client: sd.Client[Any]
+) -> None:
+    other = other_client[shop.database.name]["docs"]
+    for i in range(10, 20):
+        other.insert_one({"_id": i, "text": "warm hat"})
+        shop.catch_up()
+        assert len(list(shop.find({"_id": i}, like={"text": "warm hat"}))) == 1
+
+
 @pytest.mark.parametrize("n", [1, 3, 6, 100])
 @pytest.mark.parametrize("limit", [10, 22, 30, 1000])
 def test_s3_exactly_as_many_as_match_come_back(shop: sd.Collection[Any], n: int, limit: int) -> None:
