@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextvars import copy_context
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -31,12 +32,15 @@ from superduper_nb.server_ext.metrics import REQUEST_SECONDS
 from superduper_nb.server_ext.schemas import PredictBody, check_path, read_asked
 from superduper_nb.server_ext.wire import BSON, JSON, form_of
 from superduper_nb.serving.forms import reply
-from superduper_nb.serving.waiting import answer_of
+from superduper_nb.serving.waiting import when_answered
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from concurrent.futures import Future
+
     from superduper_nb.server_ext.app import SuperduperApp
     from superduper_nb.server_ext.engine import ServerServices
-    from superduper_nb.serving import Form
+    from superduper_nb.serving import Body, Form, Prediction
 
 __all__ = ["DirectPrediction", "DirectSearch", "DirectWay"]
 
@@ -93,7 +97,7 @@ class DirectWay(Router):
         """Return what the handler sends with each answer."""
         if self._headers is None:
             handler = self._handler(self.web_app, request, **self.options)
-            handler._let_in()
+            copy_context().run(handler._let_in)  # which notes the handler in the context
             self._headers = handler._headers
         return self._headers.copy()
 
@@ -113,25 +117,21 @@ class _Direct(HTTPMessageDelegate):
         self.body += chunk
 
     def finish(self) -> None:
-        """Begin to answer; when the client goes away, its work is dropped if that has not begun."""
-        task = asyncio.get_running_loop().create_task(self._answer())
-        assert self._request.connection is not None
-        self._request.connection.set_close_callback(task.cancel)  # type: ignore[attr-defined]
-
-    async def _answer(self) -> None:
-        accepted = BSON if BSON in self._request.headers.get("Accept", "") else JSON
-        try:
-            body = await self.done(accepted)
-        except Exception as error:
-            self._fail(error)
-        else:
-            self._write(body, accepted)
-
-    async def done(self, accepted: str) -> bytes:
-        """Return the reply, of the type that is accepted."""
+        """Begin to answer."""
         raise NotImplementedError
 
-    def _write(self, body: bytes, content_type: str) -> None:
+    @property
+    def accepted(self) -> str:
+        """The type of the answer."""
+        return BSON if BSON in self._request.headers.get("Accept", "") else JSON
+
+    def when_gone(self, drop: Callable[[], object]) -> None:
+        """Have `drop` called when the client goes away: its work is dropped if that has not begun."""
+        assert self._request.connection is not None
+        self._request.connection.set_close_callback(drop)  # type: ignore[attr-defined]
+
+    def write(self, body: bytes, content_type: str) -> None:
+        """Answer."""
         connection, headers = self._request.connection, self._way.headers(self._request)
         headers["Content-Type"], headers["Content-Length"] = content_type, str(len(body))
         headers["Date"] = _date(int(time.time()))
@@ -141,7 +141,7 @@ class _Direct(HTTPMessageDelegate):
         self._way.web_app.settings["api_last_activity"] = utcnow()
         self._way.seconds.observe(self._request.request_time())
 
-    def _fail(self, error: Exception) -> None:
+    def fail(self, error: Exception) -> None:
         """Have a handler say what went wrong."""
         options = {**self._way.options, "error": error}
         delegate = self._way.web_app.get_handler_delegate(self._request, _Failed, options)
@@ -151,25 +151,67 @@ class _Direct(HTTPMessageDelegate):
 
 
 class DirectPrediction(_Direct):
-    """A prediction."""
+    """A prediction. No task waits for it: what is written at once where the answer comes in costs the loop no round."""
 
-    async def done(self, accepted: str) -> bytes:
+    _gone = False
+
+    def finish(self) -> None:
         """Have the model applied."""
-        form_of(self.content_type)
-        with self.app.lanes["predict"].hold():
-            body = read_asked(PredictBody, self.content_type, self.body)
-            form: Form = "bson" if accepted == BSON else "json"
+        try:
+            form_of(self.content_type)
+            self._ask(read_asked(PredictBody, self.content_type, self.body))
+        except Exception as error:
+            self.fail(error)
+
+    def _ask(self, body: Body) -> None:
+        lane, form = self.app.lanes["predict"], self._form
+        lane.enter()
+        try:
             asked = self.services.ask(**self.names, body=body, form=form, timeout=self.app.predict_timeout)
-            made = await answer_of(asked)
-        return reply(form, made.outputs, version=made.version, took_ms=made.took_ms)
+        except Exception:
+            lane.leave()
+            raise
+        self.when_gone(partial(self._drop, asked))
+        when_answered(asked, self._answered)
+
+    @property
+    def _form(self) -> Form:
+        return "bson" if self.accepted == BSON else "json"
+
+    def _drop(self, asked: Future[Prediction]) -> None:
+        self._gone = True
+        asked.cancel()
+
+    def _answered(self, asked: Future[Prediction]) -> None:
+        self.app.lanes["predict"].leave()
+        if self._gone:
+            return
+        try:
+            made = asked.result()
+            body = reply(self._form, made.outputs, version=made.version, took_ms=made.took_ms)
+        except Exception as error:
+            self.fail(error)
+        else:
+            self.write(body, self.accepted)
 
 
 class DirectSearch(_Direct):
-    """A search."""
+    """A search, together with others where that goes."""
 
-    async def done(self, accepted: str) -> bytes:
-        """Search, together with others where that goes."""
-        asked = (self.body, self.content_type, accepted)
+    def finish(self) -> None:
+        """Begin to search."""
+        self.when_gone(asyncio.get_running_loop().create_task(self._answer()).cancel)
+
+    async def _answer(self) -> None:
+        try:
+            body = await self._found()
+        except Exception as error:
+            self.fail(error)
+        else:
+            self.write(body, self.accepted)
+
+    async def _found(self) -> bytes:
+        asked = (self.body, self.content_type, self.accepted)
         if (data := await gathered(self.app, self.services, *asked)) is not None:
             return data
         return await self.app.lanes["search"].run(partial(searched, self.services, *asked))

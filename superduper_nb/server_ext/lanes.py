@@ -56,11 +56,11 @@ class Lane:
     @contextmanager
     def hold(self) -> Iterator[None]:
         """Count as a call that runs, for work that needs no thread; raises `OverloadedError`."""
-        self._enter()
+        self.enter()
         try:
             yield
         finally:
-            self._leave()
+            self.leave()
 
     async def run(self, call: Callable[[], T]) -> T:
         """Run `call` in a thread and return what it returns; when the caller is cancelled, a waiting call is dropped.
@@ -72,13 +72,13 @@ class Lane:
         DeadlineError
             It did not end in time.
         """
-        self._enter()
+        self.enter()
         try:
             future = self._pool.submit(call)
         except RuntimeError:  # shut down
-            self._leave()
+            self.leave()
             raise ServiceError(STOPPING) from None
-        future.add_done_callback(lambda _: self._leave())
+        future.add_done_callback(lambda _: self.leave())
         waiter = asyncio.wrap_future(future)
         try:
             await asyncio.wait({waiter}, timeout=self._timeout)
@@ -109,7 +109,8 @@ class Lane:
     def _late(self) -> DeadlineError:
         return DeadlineError(f"The {self.name} request took longer than {self._timeout:g} s.")
 
-    def _enter(self) -> None:
+    def enter(self) -> None:
+        """Begin a call for which no thread is needed, and which ends with `leave`; raises `OverloadedError`."""
         with self._lock:
             if self.busy < self._limit:
                 self.busy += 1
@@ -117,7 +118,8 @@ class Lane:
         REJECTED.labels(self.name).inc()
         raise OverloadedError(f"The server has {self._limit} {self.name} requests in work: try again in a second.")
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
+        """End such a call."""
         with self._lock:
             self.busy -= 1
 

@@ -278,12 +278,15 @@ class Replica:
             request.size = size  # of an unread body it was a guess
         await self._delivered()
         answers = list(zip(batch, answer.answers, strict=True))
-        delivering = self._deliver_each(answers, answer.version, quick=took < _QUICK_S)
-        self._delivery = asyncio.get_running_loop().create_task(delivering)
+        if len(answers) == 1 and not self._lanes:
+            self._give(*answers[0], answer.version)
+        else:  # beside the next batch
+            delivering = self._deliver_each(answers, answer.version, quick=took < _QUICK_S)
+            self._delivery = asyncio.get_running_loop().create_task(delivering)
 
     async def _delivered(self) -> None:
         """Wait until the answers of the batch before are out."""
-        if self._delivery is not None:
+        if self._delivery is not None and not self._delivery.done():
             await asyncio.wait({self._delivery})
 
     async def _deliver_each(
@@ -294,9 +297,12 @@ class Replica:
         What is answered together is asked again together, as a slow model wants it.
         """
         for request, answer in answers:
-            self._lanes.answer(request, outcome_of(request, answer, version))
+            self._give(request, answer, version)
             if quick:
                 await asyncio.sleep(0)
+
+    def _give(self, request: Request, answer: bytes | wire.Failure, version: int | None) -> None:
+        self._lanes.answer(request, outcome_of(request, answer, version))
 
     def _deliver_part(self, request: Request, answer: wire.Part | wire.Failure) -> None:
         assert request.message is not None
