@@ -243,10 +243,10 @@ class Predictor:
         waste = sizes[-1] * len(items) / max(sum(sizes), 1)
         if not hasattr(self.obj, "collate") or len(items) < _HALVED or waste < _WASTE:
             return self._run(items)
-        halved, middle, begun = self._halving.wanted, len(items) // 2, time.perf_counter()
+        halved, middle, begun = self._halving.wanted(len(items)), len(items) // 2, time.perf_counter()
         rows = self._run(items[:middle]) + self._run(items[middle:]) if halved else self._run(items)
         took = time.perf_counter() - begun
-        self._halving.note(halved, sum(sizes), took)
+        self._halving.note(len(items), halved, sum(sizes), took)
         if halved:
             self._size.note(len(items), sum(sizes), took)
         return rows

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections import defaultdict
+from statistics import median
 from typing import Final
 
 __all__ = ["BatchSize", "Halving", "out_of_memory"]
@@ -12,6 +14,8 @@ _START: Final = 32
 _MOST: Final = 4096
 _TRIES: Final = 3
 """A size is judged by the best of so many batches: what disturbs only slows."""
+_HALVINGS: Final = 5
+"""A way is judged by the middle of so many batches: one that happens to need little padding is quick, too."""
 _GAIN: Final = 1.1
 """So many times as fast must twice the size be, or the smaller one stays: it answers sooner and takes less memory."""
 _LONG_S: Final = 0.25
@@ -68,24 +72,27 @@ class BatchSize:
 class Halving:
     """Whether batches of inputs that differ much in length run in two halves: both are tried, the faster one stays.
 
-    In halves less is padded, but what a call costs beside the work is paid twice.
+    In halves less is padded, but what a call costs beside the work is paid twice. So it depends on the size of the
+    batch, and each doubling of it is judged by itself.
     """
 
     def __init__(self) -> None:
-        self._rates: dict[bool, list[float]] = {False: [], True: []}
+        self._rates: defaultdict[tuple[int, bool], list[float]] = defaultdict(list)
 
-    @property
-    def wanted(self) -> bool:
-        """Whether the next such batch runs in halves."""
-        whole, halved = self._rates[False], self._rates[True]
-        if len(halved) < _TRIES or len(whole) < _TRIES:
+    def wanted(self, count: int) -> bool:
+        """Whether the next such batch of so many inputs runs in halves."""
+        whole, halved = self._tried(count, False), self._tried(count, True)
+        if len(halved) < _HALVINGS or len(whole) < _HALVINGS:
             return len(halved) < len(whole)
-        return max(halved) > max(whole)
+        return median(halved) > median(whole)
 
-    def note(self, halved: bool, work: float, seconds: float) -> None:
-        """Hear of a batch that ran: in which way, the elements that its inputs had, and how long it took."""
-        if len(self._rates[halved]) < _TRIES:
-            self._rates[halved].append(work / max(seconds, 1e-9))
+    def note(self, count: int, halved: bool, work: float, seconds: float) -> None:
+        """Hear of a batch that ran: its inputs, in which way, the elements that these had, and how long it took."""
+        if len(tried := self._tried(count, halved)) < _HALVINGS:
+            tried.append(work / max(seconds, 1e-9))
+
+    def _tried(self, count: int, halved: bool) -> list[float]:
+        return self._rates[count.bit_length(), halved]
 
 
 def out_of_memory(error: BaseException) -> bool:

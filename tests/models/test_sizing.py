@@ -94,12 +94,23 @@ def test_batches_are_halved_where_that_is_faster(call: float, expected: bool) ->
     halving, padded = Halving(), {False: 32 * 32, True: 16 * 16 + 16 * 32}
     ways = []
     for i in range(20):
-        halved = halving.wanted
+        halved = halving.wanted(32)
         noise = 3.0 if i < 2 else 1.0
-        halving.note(halved, 528, noise * (call * (1 + halved) + 1e-4 * padded[halved]))
+        halving.note(32, halved, 528, noise * (call * (1 + halved) + 1e-4 * padded[halved]))
         ways.append(halved)
-    assert set(ways[:6]) == {False, True}
-    assert ways[6:] == [expected] * 14
+    assert set(ways[:10]) == {False, True}
+    assert ways[10:] == [expected] * 10
+
+
+def test_neither_one_lucky_batch_nor_one_of_another_size_decides_on_halving() -> None:
+    halving = Halving()
+    for i in range(10):
+        halved = halving.wanted(32)
+        halving.note(32, halved, 528, 1.0 if i == 4 else 2.0 if halved else 2.5)
+    for _ in range(10):
+        halved = halving.wanted(8)
+        halving.note(8, halved, 132, 2.5 if halved else 2.0)
+    assert (halving.wanted(32), halving.wanted(40), halving.wanted(8)) == (True, True, False)
 
 
 def test_a_batch_of_many_lengths_is_tried_in_halves_with_the_same_outputs() -> None:
