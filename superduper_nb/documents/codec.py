@@ -238,7 +238,9 @@ class Codec:
             return self._decode_binary(value)
         if cls is list:
             return self._decode_list(value, strict)
-        return self._decode_mapping(value, strict) if isinstance(value, MutableMapping) else value
+        if cls is dict or isinstance(value, MutableMapping):  # the latter takes several times as long
+            return self._decode_mapping(value, strict)
+        return value
 
     def _decode_mapping(self, value: MutableMapping[str, Any], strict: bool) -> Any:
         if CONTENT in value and is_content(value):

@@ -9,7 +9,7 @@ from typing import Final
 from superduper_nb.search.measures import Floats, Measure
 from superduper_nb.search.options import IndexOptions
 from superduper_nb.search.rows import Rows
-from superduper_nb.search.scan import Segment, calibrated, encoder, often_doubtful
+from superduper_nb.search.scan import Segment, as_coded, calibrated, encoder, often_doubtful
 
 __all__ = ["Coder"]
 
@@ -135,5 +135,4 @@ class Coder:
 
     def _wanted(self, rows: Rows, start: int, stop: int) -> Floats:
         """Return the vectors that are coded."""
-        vectors = rows.vectors[start:stop]
-        return vectors / rows.norms[start:stop, None] if self._measure.name == "cosine" else vectors
+        return as_coded(self._measure, rows.vectors[start:stop], rows.norms[start:stop])

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from superduper_nb.search.hits import Hits
 from superduper_nb.search.measures import Floats
 from superduper_nb.search.plan import Hints, Matching, Plan, planned, planned_many
 from superduper_nb.search.refine import Groups, Ranking, best_of_groups, fused, only, pool_size, spread
-from superduper_nb.search.scoring import Hits
 from superduper_nb.search.searchable import Searchable
 from superduper_nb.search.stages import Stages
 from superduper_nb.search.values import SearchRequest

@@ -12,11 +12,13 @@ from typing import Any, Final
 import numpy as np
 
 from superduper_nb.search.coding import Coder
+from superduper_nb.search.hits import NOTHING, Hits
 from superduper_nb.search.ids import id_key, id_keys, packed_ids, packed_keys
 from superduper_nb.search.measures import Floats, Measure
 from superduper_nb.search.options import IndexOptions
 from superduper_nb.search.rows import Rows, View
-from superduper_nb.search.scoring import NOTHING, Hits, Scorer
+from superduper_nb.search.scoring import Scorer
+from superduper_nb.search.subset import Subset
 
 __all__ = ["Hits", "VectorIndex"]
 
@@ -61,6 +63,8 @@ class VectorIndex:
         self._lock, self._changing = threading.Lock(), threading.Lock()
         self._slots = {} if rows is None else _slots(rows)
         self._rows = rows if self._slots else None
+        self._moment = object()
+        """Another one after each change."""
         self._scorer = Scorer(measure, self.options)
         self._coder = Coder(measure, self.options, self._lock)
         if rows is not None and self.options.compact:
@@ -134,7 +138,7 @@ class VectorIndex:
             with self._lock:  # searches wait for no more than this
                 if self._rows is not None and rows is not None and rows.ids is self._rows.ids:
                     rows.segments, rows.depth = self._rows.segments, self._rows.depth
-                self._rows, self._slots = rows, slots
+                self._rows, self._slots, self._moment = rows, slots, object()
                 if rows is not None:
                     self._show(rows, ids, keys)
                     self._remove(rows, lost)
@@ -224,26 +228,25 @@ class VectorIndex:
         view = self.view()
         return [NOTHING] * len(queries) if view is None else self._scorer.many(view, queries, n, exact=exact)
 
-    def search(self, query: Floats, n: int, *, among: Sequence[Any] | None = None, exact: bool = False) -> Hits:
+    def search(self, query: Floats, n: int, *, among: Subset | None = None, exact: bool = False) -> Hits:
         """Return the `n` nearest, of all or `among` some identifiers.
 
         Parameters
         ----------
         query : array of shape (d,), float32
         n : int
-        among : sequence, optional
-            Identifiers; those that are not in the index count as not there.
+        among : Subset, optional
+            Those that are not in the index count as not there.
         exact : bool, default False
             Score every vector, also where codes would do.
         """
-        keys = None if among is None else id_keys(among)
         with self._lock:
             view = self._view()
-            subset = None if keys is None else [slot for slot in map(self._slots.get, keys) if slot is not None]
+            places = None if among is None else among.places(self._slots, self._moment)
         if view is None:
             return NOTHING
-        if subset is not None:
-            return self._scorer.among(view, np.unique(np.array(subset, dtype=np.intp)), query, n)
+        if places is not None:
+            return self._scorer.among(view, places, query, n, exact=exact)
         return self._scorer.nearest(view, query, n, exact=exact)
 
     def view(self) -> View | None:

@@ -95,6 +95,21 @@ class Measure:
         values = blocks[0] if len(blocks) == 1 else np.concatenate(blocks) if blocks else np.empty(0)
         return (1 / (1 + values), values) if self.name == "l2" else (values, None)
 
+    def exact_each(self, queries: Floats, vectors: Floats) -> tuple[Floats, Floats | None]:
+        """Score vectors of its own for each query, by a built-in measure, as `exact` does.
+
+        Parameters
+        ----------
+        queries : array of shape (m, d)
+        vectors : array of shape (m, k, d)
+
+        Returns
+        -------
+        tuple of arrays of shape (m, k)
+        """
+        values = self._exact(queries.astype(np.float64)[:, None], vectors.astype(np.float64))
+        return (1 / (1 + values), values) if self.name == "l2" else (values, None)
+
     def _exact(self, q: Floats, rows: Floats) -> Floats:
         # Not "@": there the result for a row depends on the rows beside it.
         if self.name == "l2":

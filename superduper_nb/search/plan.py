@@ -17,17 +17,20 @@ from pymongo.errors import DocumentTooLarge, ExecutionTimeout, InvalidOperation,
 from pymongo.read_concern import ReadConcern
 
 from superduper_nb.errors import DeadlineError, InvalidInputError
-from superduper_nb.search.ids import id_key, id_keys
+from superduper_nb.search.hits import Hits
+from superduper_nb.search.ids import id_key
 from superduper_nb.search.measures import Floats
 from superduper_nb.search.remembered import MOST, Kept, Remembered
-from superduper_nb.search.scoring import Hits
 from superduper_nb.search.searchable import Searchable
 from superduper_nb.search.stages import Stages
+from superduper_nb.search.subset import Subset
 
 __all__ = ["Hints", "Matching", "Plan", "check_filter", "planned", "planned_many", "said"]
 
 _TIMEOUT_MS: Final = 30_000
 _FIRST_PROBE: Final = 64
+_LEAST_PROBE: Final = 32
+"""Where it is known how many pass."""
 _GUESSED: Final = 256
 """At most, where only the share of another filter is known."""
 _LAST_PROBE: Final = 512, 2048
@@ -88,8 +91,7 @@ class Matching:
         check_filter(filter)
         self._collection, self._filter = collection, dict(filter)
         self._stages = stages or Stages()
-        self._all: Sequence[Any] | None = None
-        self._keys: set[Any] | None = None
+        self._all: Subset | None = None
         self._known: Callable[[], Kept | None] | None = None
         with said():
             self.key = bson.encode(self._filter, codec_options=collection.codec_options)
@@ -119,14 +121,12 @@ class Matching:
             self._collection = self._collection.with_options(
                 read_preference=ReadPreference.PRIMARY, read_concern=ReadConcern("majority")
             )
-            kept.put(self._ids(self._filter))
-        if kept is not None and kept.ids is not None:
-            self._all, self._keys = kept.ids, kept.keys
+            kept.all = Subset(self._ids(self._filter))
+        if kept is not None:
+            self._all = kept.all
 
     def of(self, ids: Sequence[Any]) -> set[Any]:
         """Return the keys of those of these that match."""
-        if self._keys is not None:
-            return self._keys.intersection(id_keys(ids))
         found: set[Any] = set()
         unlike = list({id_key(id): id for id in ids}.values())
         for start in range(0, len(unlike), _AT_A_TIME):
@@ -136,16 +136,21 @@ class Matching:
             found.update(map(id_key, self._ids(query)))
         return found
 
-    def all(self) -> Sequence[Any]:
+    @property
+    def listed(self) -> bool:
+        """All that match are known."""
+        return self._all is not None
+
+    def all(self) -> Subset:
         """Return all that match; asked for once."""
         if self._all is None:
-            self._all = self._ids(self._filter)
+            self._all = Subset(self._ids(self._filter))
         return self._all
 
     def few(self, most: int) -> bool:
         """Say whether no more than so many match; `all` then knows them."""
         if self._all is None and len(found := self._ids(self._filter, most + 1)) <= most:
-            self._all = found
+            self._all = Subset(found)
         return self._all is not None and len(self._all) <= most
 
     def _ids(self, query: Mapping[str, Any], limit: int = 0) -> list[Any]:
@@ -209,11 +214,13 @@ def planned(index: Searchable, matching: Matching | None, query: Floats, n: int,
         return Plan(hits, hits.kind, hits.candidates, hits.candidates)
     if not exact:
         matching.expect(_expected(index, matching, hints))
-        if not _rare(index, matching, n, hints) and (plan := _probed(index, matching, query, n, hints)) is not None:
+        known = matching.listed or _rare(index, matching, n, hints)
+        if not known and (plan := _probed(index, matching, query, n, hints)) is not None:
             return plan
     among = matching.all()
     hints.put(matching, len(among) / max(1, len(index)))
-    return Plan(index.search(query, n, among=among), "filter, then exact", len(among), len(among))
+    hits = index.search(query, n, among=among, exact=exact)
+    return Plan(hits, f"filter, then {hits.kind}", len(among), len(among))
 
 
 def planned_many(
@@ -224,9 +231,9 @@ def planned_many(
         found = index.search_many(queries, n, exact=exact)
         return [Plan(hits, hits.kind, hits.candidates, hits.candidates) for hits in found]
     probe = _first_probe(matching, n, hints)
-    if exact or probe > _last_probe(index) or probe >= len(index):
-        return [planned(index, matching, query, n, exact=exact, hints=hints) for query in queries]
     matching.expect(_expected(index, matching, hints))
+    if exact or matching.listed or probe > _last_probe(index) or probe >= len(index):
+        return [planned(index, matching, query, n, exact=exact, hints=hints) for query in queries]
     found = index.search_many(queries, probe)
     passed = matching.of([id for hits in found for id in hits.ids])
     plans = [_of_probe(hits, passed, n) for hits in found]
@@ -279,7 +286,7 @@ def _first_probe(matching: Matching, n: int, hints: Hints) -> int:
 
 def _needed(n: int, share: float) -> int:
     """Return how many candidates to test, so that `n` pass 98 times of 100."""
-    return max(_FIRST_PROBE, int(_wanted(n) / share)) if share > 0 else _LAST_PROBE[1] + 1
+    return max(_LEAST_PROBE, int(_wanted(n) / share)) if share > 0 else _LAST_PROBE[1] + 1
 
 
 def _wanted(n: int) -> float:

@@ -7,10 +7,10 @@ where it has seen all that MongoDB did by now, it can say whether anything has c
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable, Sequence
-from typing import Any, Final
+from collections.abc import Hashable
+from typing import Final
 
-from superduper_nb.search.ids import id_keys
+from superduper_nb.search.subset import Subset
 
 __all__ = ["MOST", "Kept", "Remembered"]
 
@@ -29,25 +29,18 @@ class Kept:
         Another one after each change.
     asked : int
         How often it was asked for.
-    ids : sequence or None
+    all : Subset or None
         All that match.
-    keys : set
-        Theirs.
     """
 
     def __init__(self, moment: object) -> None:
         self.moment, self.asked = moment, 0
-        self.ids: Sequence[Any] | None = None
-        self.keys: set[Any] = set()
+        self.all: Subset | None = None
 
     @property
     def wanted(self) -> bool:
         """It is asked for so often, and nothing changes meanwhile, that a list is worth its price."""
-        return self.ids is None and self.asked >= _OFTEN
-
-    def put(self, ids: Sequence[Any]) -> None:
-        """Note all that match."""
-        self.keys, self.ids = set(id_keys(ids)), ids
+        return self.all is None and self.asked >= _OFTEN
 
 
 class Remembered:

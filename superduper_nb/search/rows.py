@@ -148,3 +148,8 @@ class View:
     alive: NDArray[np.bool_] | None
     segments: tuple[Segment, ...]
     depth: int | None
+
+    @property
+    def coded(self) -> int:
+        """Slots that have codes."""
+        return self.segments[-1].stop if self.segments else 0

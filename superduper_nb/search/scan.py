@@ -14,7 +14,7 @@ says of which candidates that may be so, by what a sample of the rows scores; th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import NormalDist
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from superduper_nb.search.measures import Floats, Measure
 
 __all__ = [
-    *("CALIBRATED_N", "DEPTHS", "Codes", "Encoder", "Flags", "Found", "Segment", "Slots"),
-    *("calibrated", "codes_of", "encoder", "looked_up", "often_doubtful"),
+    *("CALIBRATED_N", "DEPTHS", "Allowed", "Codes", "Encoder", "Flags", "Found", "Segment", "Slots"),
+    *("as_coded", "calibrated", "codes_of", "encoder", "looked_up", "often_doubtful"),
 ]
 
 Slots = NDArray[np.intp]
@@ -67,6 +67,23 @@ class Found(NamedTuple):
     doubtful: Flags
 
 
+class Allowed(NamedTuple):
+    """The rows to which a search of codes is restricted.
+
+    Attributes
+    ----------
+    mask : array of shape (rows,), bool
+    rows : int
+        How many.
+    level : _Level
+        How they score.
+    """
+
+    mask: Flags
+    rows: int
+    level: _Level
+
+
 class Codes(Protocol):
     """Quantised rows that can be searched roughly, also while some are added."""
 
@@ -75,8 +92,11 @@ class Codes(Protocol):
     def add(self, rows: Floats) -> None:
         """Code some more, behind the others."""
 
-    def search(self, queries: Floats, k: int) -> Found:
-        """Return about the best `k` rows, best first: a row for each query."""
+    def search(self, queries: Floats, k: int, only: Allowed | None = None) -> Found:
+        """Return about the best `k` rows, of all or of those allowed, best first: a row for each query."""
+
+    def allowed(self, places: Slots, sample: Floats) -> Allowed:
+        """Return what restricts a search to some rows, of which `_SAMPLE` are given."""
 
     def to_bytes(self) -> bytes:
         """Return what `codes_of` makes them of."""
@@ -109,18 +129,38 @@ class Segment:
         self.codes.add(rows)
         return Segment(self.start, self.stop + len(rows), self.codes, self.tried)
 
-    def search(self, queries: Floats, k: int) -> Found:
-        """Return about the best `k` of it, a row for each query; some may be behind it."""
-        count = self.stop - self.start
-        slots, doubtful = self.codes.search(queries, min(k, count))
+    def search(self, queries: Floats, k: int, only: Allowed | None = None) -> Found:
+        """Return about the best `k` of it, or of those allowed, a row for each query; some may be behind it."""
+        count = self.stop - self.start if only is None else only.rows
+        slots, doubtful = self.codes.search(queries, min(k, count), only)
         if k < count:
             doubtful[:, int(_SURE * k) :] = True
         return Found(slots + self.start, doubtful)
 
+    def allowed(self, slots: Slots, rows: Callable[[Slots], Floats]) -> Allowed | None:
+        """Return what restricts a search to those of some slots (in order) that are here; None where none is.
 
-def looked_up(segments: Sequence[Segment], queries: Floats, depth: int) -> Found:
-    """Return about the best `depth` of each segment; doubtful are also its last, behind which better ones may be."""
-    found = [segment.search(queries, depth) for segment in segments]
+        `rows` returns those of some slots, as they were coded.
+        """
+        here = slots[np.searchsorted(slots, self.start) : np.searchsorted(slots, self.stop)]
+        if not len(here):
+            return None
+        sample = here[np.random.default_rng(0).integers(0, len(here), _SAMPLE)]
+        return self.codes.allowed(here - self.start, rows(sample))
+
+
+def looked_up(
+    segments: Sequence[Segment], queries: Floats, depth: int, only: Sequence[Allowed | None] | None = None
+) -> Found:
+    """Return about the best `depth` of each segment, or of those allowed there (None: no row of it is).
+
+    Doubtful are also the last of each, behind which better ones may be.
+    """
+    if only is None:
+        found = [segment.search(queries, depth) for segment in segments]
+    else:
+        parts = zip(segments, only, strict=True)
+        found = [segment.search(queries, depth, some) for segment, some in parts if some is not None]
     return found[0] if len(found) == 1 else Found(*(np.concatenate(part, axis=1) for part in zip(*found, strict=True)))
 
 
@@ -174,11 +214,31 @@ class _Turbo:
         sample = self._sample.astype("<f4").tobytes()
         return int(self._index.dim).to_bytes(4, "little") + sample + bytes(self._index.to_bytes())
 
-    def search(self, queries: Floats, k: int) -> Found:
+    def search(self, queries: Floats, k: int, only: Allowed | None = None) -> Found:
         padded = _padded(queries, self._index.dim - queries.shape[1])
-        scores, found = self._index.search(padded, k)
-        share = _SURVIVORS * k / len(self) if self._staged else 1
-        return Found(np.asarray(found, dtype=np.intp), scores < self._level.reached(padded, share)[:, None])
+        if only is None:
+            (scores, found), count, level = self._index.search(padded, k), len(self), self._level
+        else:
+            (scores, found), count, level = self._masked(padded, k, only.mask), only.rows, only.level
+        share = _SURVIVORS * k / count if self._staged else 1
+        return Found(np.asarray(found, dtype=np.intp), scores < level.reached(padded, share)[:, None])
+
+    def _masked(self, queries: Floats, k: int, mask: Flags) -> tuple[Floats, Slots]:
+        """Search some rows only; none of those that were added since the mask was made."""
+        while True:
+            mask = np.pad(mask, (0, len(self) - len(mask)))
+            try:
+                scores, found = self._index.search(queries, k, mask=mask)
+            except ValueError:
+                if len(mask) == len(self):  # else some were added just now
+                    raise
+            else:
+                return scores, found
+
+    def allowed(self, places: Slots, sample: Floats) -> Allowed:
+        mask = np.zeros(len(self), dtype=bool)
+        mask[places] = True
+        return Allowed(mask, len(places), _Level(_padded(sample, self._index.dim - sample.shape[1])))
 
     @property
     def _staged(self) -> bool:
@@ -268,9 +328,12 @@ class _Lifted:
         numbers = np.concatenate([[self._middle, self._scale], self._centre]).astype("<f8")
         return self.mark + len(numbers).to_bytes(4, "little") + numbers.tobytes() + self._codes.to_bytes()
 
-    def search(self, queries: Floats, k: int) -> Found:
+    def search(self, queries: Floats, k: int, only: Allowed | None = None) -> Found:
         moved = np.pad(queries - self._centre, ((0, 0), (0, 1)), constant_values=self._scale)
-        return self._codes.search(moved, k)
+        return self._codes.search(moved, k, only)
+
+    def allowed(self, places: Slots, sample: Floats) -> Allowed:
+        return self._codes.allowed(places, _lifted(sample - self._centre, self._middle, self._scale))
 
 
 def _halves(moved: Floats) -> Floats:
@@ -305,6 +368,11 @@ def encoder(measure: Measure) -> Encoder | None:
     except ImportError:
         return None
     return _Lifted.encode if measure.name == "l2" else _Turbo.encode
+
+
+def as_coded(measure: Measure, vectors: Floats, norms: Floats) -> Floats:
+    """Return vectors as they are coded: under cosine, of length 1."""
+    return vectors / norms[:, None] if measure.name == "cosine" else vectors
 
 
 def calibrated(segment: Segment, vectors: Floats, norms: Floats, measure: Measure) -> int | None:

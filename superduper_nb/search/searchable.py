@@ -7,8 +7,9 @@ from typing import Any, Protocol
 
 from bson import Timestamp
 
+from superduper_nb.search.hits import Hits
 from superduper_nb.search.measures import Floats, Measure
-from superduper_nb.search.scoring import Hits
+from superduper_nb.search.subset import Subset
 
 __all__ = ["Following", "Searchable"]
 
@@ -26,7 +27,7 @@ class Searchable(Protocol):
 
     def __len__(self) -> int: ...
 
-    def search(self, query: Floats, n: int, *, among: Sequence[Any] | None = None, exact: bool = False) -> Hits:
+    def search(self, query: Floats, n: int, *, among: Subset | None = None, exact: bool = False) -> Hits:
         """Return the `n` nearest, of all or `among` some identifiers."""
 
     def search_many(self, queries: Sequence[Floats], n: int, *, exact: bool = False) -> list[Hits]:

@@ -16,11 +16,12 @@ from pymongo import MongoClient
 
 from superduper_nb.cluster.mongod import connect_options
 from superduper_nb.config import Config
+from superduper_nb.search.hits import Hits
 from superduper_nb.search.index import VectorIndex
 from superduper_nb.search.keeper import default_folder
 from superduper_nb.search.measures import Floats
-from superduper_nb.search.scoring import Hits
 from superduper_nb.search.spec import IndexSpec
+from superduper_nb.search.subset import Subset
 
 __all__ = ["Answer", "Moment", "Shard"]
 
@@ -93,7 +94,8 @@ class Shard:
         def search(index: VectorIndex) -> list[Hits]:
             if among is None and len(queries) > 1:
                 return index.search_many(queries, n, exact=exact)
-            return [index.search(query, n, among=among, exact=exact) for query in queries]
+            some = None if among is None else Subset(among)
+            return [index.search(query, n, among=some, exact=exact) for query in queries]
 
         return await self._at(moment, search)
 

@@ -18,12 +18,13 @@ from bson import Timestamp
 
 from superduper_nb.cluster.dask import DaskPool, WorkerLostError
 from superduper_nb.errors import DeadlineError
+from superduper_nb.search.hits import Hits
 from superduper_nb.search.ids import sort_key
 from superduper_nb.search.measures import Floats, Measure
 from superduper_nb.search.parts import ASK_S, Part, Replica, Waiting
-from superduper_nb.search.scoring import Hits
 from superduper_nb.search.shard import Moment
 from superduper_nb.search.spec import IndexSpec
+from superduper_nb.search.subset import Subset
 
 __all__ = ["ShardedIndex", "merged"]
 
@@ -175,9 +176,9 @@ class _Look:
         """Numbers a vector; None while it is empty."""
         return self._shards.dimension
 
-    def search(self, query: Floats, n: int, *, among: Sequence[Any] | None = None, exact: bool = False) -> Hits:
+    def search(self, query: Floats, n: int, *, among: Subset | None = None, exact: bool = False) -> Hits:
         """Return the `n` nearest, of all or `among` some identifiers."""
-        return self._searched([query], n, among, exact=exact)[0]
+        return self._searched([query], n, None if among is None else among.ids, exact=exact)[0]
 
     def search_many(self, queries: Sequence[Floats], n: int, *, exact: bool = False) -> list[Hits]:
         """Return the `n` nearest of each query."""

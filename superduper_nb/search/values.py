@@ -218,7 +218,7 @@ class SearchReply:
     distances : list of float or None
         Euclidean, for ``l2`` only.
     strategy : str
-        How it was searched: ``"exact"``, ``"scan"``, the same with ``", then filter"``, or ``"filter, then exact"``,
+        How it was searched: ``"exact"``, ``"scan"``, the same with ``", then filter"`` behind or ``"filter, then "`` before it,
         and what was done with what was found: ``", then spread"``, ``", then grouped"``, ``", fused with text"``.
     candidates : int
         Vectors scored, or documents tested against the filter.

@@ -98,6 +98,20 @@ def test_the_plan_learns_how_many_match_and_stays_complete_where_that_changes(co
             made.check(query, 10, {"n": {"$lt": matching}})
 
 
+def test_a_filter_that_is_asked_for_again_is_listed_once_and_searched_by_codes(corpus: Any, asked: list[Any]) -> None:
+    made, random = filled(corpus, "cosine", index=KINDS["scan"])
+    filter = {"n": {"$lt": 1500}}
+    until(lambda: made.ask([1.0] * 16).strategy == "scan")
+    until(lambda: made.check(random.standard_normal(16), 10, filter).strategy == "filter, then scan")
+    asked.clear()
+    for n in (1, 10, 100):
+        made.check(random.standard_normal(16), n, filter)
+    assert not asked
+    made.docs.update_many({"n": {"$lt": 700}}, {"$set": {"n": 2000}})
+    made.check(random.standard_normal(16), 100, filter)
+    assert asked
+
+
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Return what MongoDB is asked of filters."""

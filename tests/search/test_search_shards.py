@@ -13,7 +13,7 @@ import pytest
 from superduper_nb.cluster.dask import DaskPool
 from superduper_nb.cluster.ending import wait_for_end
 from superduper_nb.search import IndexOptions
-from superduper_nb.search.scoring import Hits
+from superduper_nb.search.hits import Hits
 from superduper_nb.search.shards import ShardedIndex, merged
 from tests.search.conftest import Corpus
 from tests.waiting import until

@@ -19,6 +19,7 @@ from superduper_nb.search.measures import Measure
 from superduper_nb.search.options import IndexOptions
 from superduper_nb.search.scoring import Scorer
 from superduper_nb.search.snapshots import Snapshot, read_snapshot, write_snapshot
+from superduper_nb.search.subset import Subset
 
 pytest.importorskip("turbovec")
 
@@ -48,7 +49,8 @@ def coded(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def recall(index: VectorIndex, queries: np.ndarray, n: int = 10, **options: Any) -> float:
-    same = [len(set(index.search(q, n, **options).ids) & set(index.search(q, n, exact=True).ids)) / n for q in queries]
+    truth = {**options, "exact": True}
+    same = [len(set(index.search(q, n, **options).ids) & set(index.search(q, n, **truth).ids)) / n for q in queries]
     return float(np.mean(same))
 
 
@@ -87,6 +89,62 @@ def test_what_has_just_been_written_is_found_without_codes_for_it(coded: Any) ->
     assert index.search(vectors[0], 1).kind == "scan"
     assert 1 not in index.search(vectors[1], 5).ids
     assert recall(index, rows(40, seed=2)) >= 0.99
+
+
+@pytest.mark.parametrize("measure", ["cosine", "dot", "l2"])
+def test_a_search_among_some_is_complete_by_codes(coded: Any, measure: str) -> None:
+    vectors = rows(20_000)
+    index = coded(measure, vectors)
+    random, queries = np.random.default_rng(7), rows(30, seed=1)
+    alike = index.search(vectors[5], 4000, exact=True).ids
+    for ids in (alike, random.permutation(20_000)[:2000].tolist(), [*range(9000, 12_000), "not there"]):
+        subset = Subset(ids)
+        for _ in range(2):
+            assert {index.search(query, 10, among=subset).kind for query in queries} == {"scan"}
+            assert recall(index, queries, among=subset) >= 0.99
+            index.remove(ids[:50])  # the second time it is of another moment: some are gone, some have no codes yet
+            index.put(ids[50:60], rows(10, seed=8))
+
+
+def test_a_search_among_some_is_complete_while_codes_grow(coded: Any) -> None:
+    vectors = rows(8400)
+    index = coded("cosine", vectors[:6000])
+    view = index.view()
+    subset = Subset(list(range(0, 6000, 2)))
+    places = subset.places({id: id for id in range(6000)}, object())
+    scorer = Scorer(Measure("cosine"), IndexOptions())
+    before = [scorer.among(view, places, query, 10, exact=False) for query in vectors[:20]]
+    index.put(list(range(6000, 7200)), vectors[6000:7200])
+    index.settle()
+    after = [scorer.among(view, places, query, 10, exact=False) for query in vectors[:20]]
+    assert [hits.ids for hits in after] == [hits.ids for hits in before]
+    assert {hits.kind for hits in after} == {"scan"}
+
+
+@pytest.mark.parametrize("measure", ["cosine", "dot"])
+def test_what_no_vector_resembles_is_looked_up_deeper_among_some(monkeypatch: pytest.MonkeyPatch, measure: str) -> None:
+    monkeypatch.setattr(scan, "_OFTEN", 1)
+    vectors = rows(33_000, 96)
+    index = VectorIndex(Measure(measure), IndexOptions(kind="scan"))
+    index.put(range(33_000), vectors)
+    index.settle()
+    unlike = np.random.default_rng(5).standard_normal((60, 96)).astype(np.float32)
+    for ids in (index.search(vectors[7], 9000, exact=True).ids, list(range(0, 33_000, 2))):
+        assert recall(index, unlike, among=Subset(ids)) >= 0.99
+
+
+def test_a_batch_finds_what_each_query_finds_alone(coded: Any) -> None:
+    vectors = rows(9500)
+    index = coded("l2", vectors)
+    index.put(["twin", "third"], vectors[[3, 3]])
+    index.remove([8, 9])
+    queries = [*vectors[:40], *rows(10, seed=9)]
+    for n in (1, 10, 100):
+        for together, query in zip(index.search_many(queries, n), queries, strict=True):
+            alone = index.search(query, n)
+            assert together.ids == alone.ids
+            np.testing.assert_array_equal(together.scores, alone.scores)
+            np.testing.assert_array_equal(together.distances, alone.distances)
 
 
 def test_dead_rows_do_not_use_up_the_candidates(coded: Any) -> None:
@@ -244,7 +302,7 @@ def test_a_compact_one_answers_alike_and_holds_codes_only(tmp_path: Path) -> Non
         assert held().shared - before.shared < 0.2 * vectors.nbytes  # pages of files
     assert index.kind == "scan"
     assert recall(index, rows(20, 256, seed=1)) == 1
-    assert index.search(vectors[5], 3, among=[5, 7, 9]).ids[0] == 5
+    assert index.search(vectors[5], 3, among=Subset([5, 7, 9])).ids[0] == 5
     assert not list(tmp_path.iterdir())  # the file has no name: whatever happens, nothing is left of it
 
 

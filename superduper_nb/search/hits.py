@@ -1,0 +1,111 @@
+"""What a search found: the best of some candidates, scored in float64, in order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+
+from superduper_nb.search.ids import sort_key, unpacked_id
+from superduper_nb.search.measures import Floats, Measure
+from superduper_nb.search.rows import Rows
+from superduper_nb.search.scan import Flags, Slots
+
+__all__ = ["NOTHING", "Candidates", "Hits", "best", "best_of_each"]
+
+
+@dataclass(frozen=True, slots=True)
+class Hits:
+    """The best of an index for one query, best first, ties by ``_id``."""
+
+    ids: list[Any]
+    scores: Floats
+    distances: Floats | None
+    kind: str = "exact"
+    candidates: int = 0
+
+
+NOTHING: Final = Hits([], np.empty(0), None)
+
+
+class Candidates(NamedTuple):
+    """What may be among the best for each of some queries: arrays of shape (queries, k).
+
+    Attributes
+    ----------
+    slots : array of int
+    there : array of bool
+        It counts: rows are filled up with others.
+    doubtful : array of bool
+        Where it is among the best, others that are not here may be, too.
+    """
+
+    slots: Slots
+    there: Flags
+    doubtful: Flags
+
+    def beside(self, more: list[Slots]) -> Candidates:
+        """Return them with some more for each query, that are in no doubt."""
+        width = max(map(len, more))
+        slots, there = np.zeros((len(more), width), dtype=np.intp), np.zeros((len(more), width), dtype=bool)
+        for i, some in enumerate(more):
+            slots[i, : len(some)], there[i, : len(some)] = some, True
+        added = (slots, there, np.zeros_like(there))
+        return Candidates(*(np.hstack(both) for both in zip(self, added, strict=True)))
+
+
+def best(
+    rows: Rows, slots: Slots, query: Floats, n: int, measure: Measure, kind: str, candidates: int
+) -> tuple[Hits, Slots]:
+    """Score candidates in float64; return the best `n` in order, and which of the candidates they are."""
+    if not len(slots):
+        return NOTHING, slots
+    scores, distances = measure.exact(query, rows.vectors.take(slots, axis=0))
+    order, ids = _in_order(scores, slots, rows.ids, n)
+    return Hits(ids, scores[order], None if distances is None else distances[order], kind, candidates), order
+
+
+def best_of_each(rows: Rows, candidates: Candidates, queries: Floats, n: int, measure: Measure) -> list[Hits | None]:
+    """Do the same for many queries at a time; None where better ones may be behind the candidates.
+
+    Each call of numpy lets go of the interpreter, and has to wait for it where others want it: so none is made for a
+    single query, but where scores tie or there are few candidates.
+    """
+    slots, there, doubtful = candidates
+    scores, distances = measure.exact_each(queries, rows.vectors.take(slots, axis=0))
+    scores[~there] = -np.inf
+    order = np.argsort(-scores, axis=1, kind="stable")[:, : n + 1]
+    ranked = np.take_along_axis(scores, order, axis=1)
+    tied = (ranked[:, 1:] == ranked[:, :-1]).any(axis=1).tolist()
+    order = order[:, :n]
+    open_ended = np.asarray(np.take_along_axis(doubtful, order, axis=1).any(axis=1)).tolist()
+    found = np.take_along_axis(slots, order, axis=1).tolist()
+    far = None if distances is None else np.take_along_axis(distances, order, axis=1)
+    counts = there.sum(axis=1).tolist()
+
+    def hits(i: int) -> Hits | None:
+        if open_ended[i]:
+            return None
+        if tied[i] or counts[i] < n:
+            own = there[i]
+            made, places = best(rows, slots[i, own], queries[i], n, measure, "scan", counts[i])
+            return None if doubtful[i, own][places].any() else made
+        ids = [unpacked_id(rows.ids[slot]) for slot in found[i]]
+        return Hits(ids, ranked[i, :n], None if far is None else far[i], "scan", counts[i])
+
+    return list(map(hits, range(len(queries))))
+
+
+def _in_order(scores: Floats, slots: Slots, ids: list[Any], n: int) -> tuple[Slots, list[Any]]:
+    """Return which are the best `n`, best first, ties by identifier; and their identifiers."""
+    order = np.argsort(-scores, kind="stable")
+    ranked = scores[order]
+    last = len(order) if n >= len(order) else n + int(np.count_nonzero(ranked[n:] == ranked[n - 1]))
+    order, ranked = order[:last], ranked[:last]
+    found = [unpacked_id(ids[slot]) for slot in slots[order].tolist()]
+    if (ranked[1:] == ranked[:-1]).any():
+        values = ranked.tolist()
+        places = sorted(range(last), key=lambda i: (-values[i], sort_key(found[i])))
+        order, found = order[places], [found[i] for i in places]
+    return order[:n], found[:n]

@@ -1,0 +1,75 @@
+"""Identifiers to which searches are restricted, and where an index has them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from superduper_nb.search.ids import id_keys
+from superduper_nb.search.measures import Measure
+from superduper_nb.search.rows import View
+from superduper_nb.search.scan import Allowed, Segment, Slots, as_coded
+
+__all__ = ["Places", "Subset"]
+
+
+@dataclass(slots=True)
+class Places:
+    """Where an index has some identifiers, at one moment.
+
+    Attributes
+    ----------
+    moment : object
+        The index's.
+    slots : array of int
+        In order, each once; all of them alive.
+    """
+
+    moment: object
+    slots: Slots
+    _allowed: tuple[tuple[Segment, ...], list[Allowed | None]] = field(default=((), []))
+
+    def before(self, slot: int) -> int:
+        """Return how many slots are before one."""
+        return int(np.searchsorted(self.slots, slot))
+
+    def allowed(self, view: View, measure: Measure) -> list[Allowed | None]:
+        """Return what restricts a search of each segment's codes to these; made when it is first asked for."""
+        segments, allowed = self._allowed
+        if segments is not view.segments:
+            rows = view.rows
+            allowed = [
+                segment.allowed(self.slots, lambda some: as_coded(measure, rows.vectors[some], rows.norms[some]))
+                for segment in view.segments
+            ]
+            self._allowed = view.segments, allowed
+        return allowed
+
+
+class Subset:
+    """Identifiers to which searches are restricted; an index notes in it where it has them, for the next search.
+
+    Attributes
+    ----------
+    ids : sequence
+    keys : list
+        Theirs.
+    """
+
+    def __init__(self, ids: Sequence[Any]) -> None:
+        self.ids, self.keys = ids, id_keys(ids)
+        self._places: Places | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def places(self, slots: Mapping[Any, int], moment: object) -> Places:
+        """Return where an index has them that has so many slots by key, and stays as it is for a moment."""
+        places = self._places
+        if places is None or places.moment is not moment:
+            found = [slot for slot in map(slots.get, self.keys) if slot is not None]
+            places = self._places = Places(moment, np.unique(np.array(found, dtype=np.intp)))
+        return places
