@@ -165,7 +165,7 @@ class RemoteServices(Generic[Reply, Prediction]):
         self._call("POST", _path("models", database, model, "unload"), {})
 
     def notify(self, database: str, jobs: Collection[str]) -> None:
-        """Say that new jobs were written in a database; the server finds out which."""
+        """Say that something was registered, or jobs were written, in a database; the server finds out which."""
         self._call("POST", "jobs", {"database": database}, timeout=_HINT_S)
 
     def close(self) -> None:

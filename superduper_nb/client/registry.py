@@ -106,6 +106,7 @@ class Registry(Mapping[str, Any]):
                 f"The {self._kind} {id!r} is used by {', '.join(users)}. Delete those first, or pass force=True."
             )
         self._workspace.store.delete(self._kind, id, collection=self._collection)
+        self._workspace.changed()
         if self._kind in TASKS:
             RunStore(self._workspace.store.database).forget(self._kind, self._collection, id)
         if component.kind == "watcher":

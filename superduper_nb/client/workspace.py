@@ -99,9 +99,10 @@ class Workspace:
         return True
 
     def changed(self) -> None:
-        """Note that this client registered something."""
+        """Note that this client registered or deleted something, and tell the cluster."""
         self._managed, self._looked = True, time.monotonic()
         self._codecs = {}
+        self.announce([])
 
     @property
     def codec(self) -> Codec:

@@ -14,7 +14,7 @@ from pymongo import MongoClient
 
 from superduper_nb.cluster.dask import DaskPool
 from superduper_nb.components.store import Component
-from superduper_nb.errors import InvalidInputError
+from superduper_nb.errors import InvalidInputError, NotFoundError
 from superduper_nb.search.figures import Figures
 from superduper_nb.search.finding import Finding
 from superduper_nb.search.measures import Floats
@@ -135,9 +135,8 @@ class SearchEngine:
     def _searched(self, request: SearchRequest) -> tuple[Component, list[Plan], Stages, bool]:
         """Search; return what was found for each query, and whether parts of the index did not answer."""
         stages = Stages()
-        known = self._registered.now(request.database)
+        component = self._chosen(request)
         matching = self._matching(request, stages)
-        component = chosen(known.store, request)
         wanted = self._wanted(request.database, component, request.after)
         with self._shelf.using(wanted) as live:
             index = live.seeing(request.after, _LOAD_TIMEOUT_S)
@@ -222,6 +221,17 @@ class SearchEngine:
         return count
 
     # --- which index ---------------------------------------------------------------------------------------------
+
+    def _chosen(self, request: SearchRequest) -> Component:
+        known = self._registered.lately(request.database, request.after)
+        try:
+            return chosen(known.store, request)
+        except NotFoundError:  # it may have been registered just now, elsewhere
+            return chosen(self._registered.now(request.database).store, request)
+
+    def registered(self, database: str) -> None:
+        """Be told that something new may be registered in a database; else it is noticed within a tenth of a second."""
+        self._registered.told(database)
 
     def _wanted(self, database: str, component: Component, after: Timestamp | None = None) -> Wanted:
         spec = self._registered.spec(database, component)

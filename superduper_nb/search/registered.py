@@ -1,12 +1,14 @@
-"""What is registered in the databases of a MongoDB, as far as searches need it: asked anew for each round of them."""
+"""What is registered in the databases of a MongoDB, as far as searches need it: asked anew ten times a second."""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
+from bson import Timestamp
 from pymongo import MongoClient
 from pymongo.collection import Collection
 from pymongo.database import Database
@@ -24,6 +26,8 @@ from superduper_nb.search.values import SearchRequest
 
 __all__ = ["Registered", "chosen", "watcher_of"]
 
+_LATELY_S: Final = 0.1
+
 
 class Registered:
     """The components of each database that was asked for.
@@ -40,6 +44,8 @@ class Registered:
         self._known: dict[str, Loader] = {}
         self._looks: dict[str, Together[None, None]] = {}
         """Whether something new is registered: asked once for all searches that came meanwhile."""
+        self._asked: dict[str, tuple[Timestamp | None, float]] = {}
+        self._told: dict[str, float] = {}
 
     def now(self, database: str) -> Loader:
         """Return what is registered in a database, as of now."""
@@ -52,6 +58,24 @@ class Registered:
             loader, look = self._known[database], self._looks[database]
         look.ask(None)
         return loader
+
+    def lately(self, database: str, after: Timestamp | None) -> Loader:
+        """Return what was registered a tenth of a second ago, or later.
+
+        It is asked anew before that where this process was told of something new, and where somebody asks `after`
+        another time than who asked last: who has waited for jobs sees what they are of.
+        """
+        of, at = self._asked.get(database, (None, float("-inf")))
+        if of == after and self._told.get(database, 0.0) < at and time.monotonic() - at < _LATELY_S:
+            return self._known[database]
+        begin = time.monotonic()
+        loader = self.now(database)
+        self._asked[database] = after, begin
+        return loader
+
+    def told(self, database: str) -> None:
+        """Be told that something new may be registered."""
+        self._told[database] = time.monotonic()
 
     def known(self, database: str) -> Loader:
         """Return what was registered when that was last asked."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -86,6 +86,10 @@ class Engines:
     def index_figures(self) -> list[dict[str, Any]]:
         """Return what each index did and how it is, in numbers."""
         return self._search.figures()
+
+    def notify(self, database: str, jobs: Collection[str]) -> None:
+        """Be told that something was registered, or that these jobs were recorded."""
+        self._search.registered(database)
 
     def indexes(self) -> list[dict[str, Any]]:
         """List the indexes in memory."""

@@ -39,6 +39,7 @@ class InProcessServices(Engines):
 
     def notify(self, database: str, jobs: Collection[str]) -> None:
         """Run these jobs, and return when they have ended."""
+        super().notify(database, jobs)
         if jobs:
             run_foreground(self.client[database], self._loader(database), jobs, self._downloads)
 

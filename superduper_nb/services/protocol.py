@@ -51,7 +51,7 @@ class Services(Protocol):
         """Drop a model from the model server's memory."""
 
     def notify(self, database: str, jobs: Collection[str]) -> None:
-        """Say that jobs were written; in-process services run them before they return."""
+        """Say that something was registered or jobs were written; in-process services run these before they return."""
 
     def close(self) -> None:
         """Stop what was started."""

@@ -33,9 +33,14 @@ class JobsHandler(ApiHandler):
 
     @web.authenticated
     @authorized(action="execute", resource=RESOURCE)
-    @operation("Say that new jobs were written", body=JobsNotice, reply=NoticeReply, lane="control")
+    @operation(
+        "Say that components or jobs were written",
+        body=JobsNotice,
+        reply=NoticeReply,
+        lane="control",
+    )
     def post(self, work: Work[JobsNotice, NoQuery]) -> Mapping[str, Any]:
-        """Have them started at once instead of a moment later."""
+        """Have it noticed, and them started, at once instead of a moment later."""
         work.services.notify(work.body.database, [])
         return {"database": work.body.database}
 
