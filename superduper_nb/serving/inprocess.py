@@ -46,7 +46,7 @@ class InProcessModels:
         with self._lock:
             entry = self._shelf.get(database, model, version)
             (answer,) = apply(entry.predictor, [inputs])
-            took_ms = (time.monotonic() - started) * 1000
+            took_ms = round((time.monotonic() - started) * 1000, 3)
             outputs = _done(lambda: whole(answer, errors))
             statistics = self._statistics.setdefault((database, model), Statistics())
             statistics.record(took_ms, inputs=len(inputs), failed=outputs.exception() is not None)

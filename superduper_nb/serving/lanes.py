@@ -75,8 +75,8 @@ class Request:
 
     @property
     def waited_ms(self) -> float:
-        """Time since it came."""
-        return (time.monotonic() - self.started) * 1000
+        """Time since it came, to the microsecond."""
+        return round((time.monotonic() - self.started) * 1000, 3)
 
 
 class Lane:
@@ -183,6 +183,10 @@ class Lanes:
     def first(self) -> tuple[str, str] | None:
         """The model that has its turn."""
         return next(iter(self._turns), None)
+
+    def only_few_wait(self, name: tuple[str, str], few: int) -> bool:
+        """Say whether requests wait for this model alone, and no more than so many."""
+        return len(self._turns) == 1 and name in self._turns and len(self._turns[name].waiting) <= few
 
     def learn(self, name: tuple[str, str], batch_size: int | None) -> None:
         """Note that such a model ran a batch, and how many inputs it takes at once."""

@@ -218,5 +218,5 @@ def whole(outputs: list[Any] | ModelError, errors: Errors) -> list[Any]:
     if not failed or errors == "return":
         return outputs
     total = len(outputs)
-    where = "this input" if total == 1 else f"{len(failed)} of {total} inputs, first on number {failed[0]}"
+    where = "this input" if total == 1 else f"{len(failed)} of {total} inputs, first on inputs[{failed[0]}]"
     raise ModelError(f"The model failed on {where}: {outputs[failed[0]]}")

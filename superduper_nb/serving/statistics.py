@@ -62,7 +62,7 @@ class Statistics:
             "inputs": self.inputs,
             "batches": self.batches,
             "errors": self.errors,
-            "total_ms": self.total_ms,
+            "total_ms": round(self.total_ms, 3),
             "rate": round(self.rates()[0], 3),
             **{f"p{percent}_ms": self.percentile(percent / 100) for percent in (50, 95, 99)},
         }

@@ -35,6 +35,24 @@ def test_what_waits_is_joined_up_to_the_batch_size(server: ModelServer, tmp_path
     assert [future.result().outputs[0] for future in futures] == [32, 32, 32, 6, 6, 40]
 
 
+def test_who_asks_again_joins_the_few_that_came_too_late(server: ModelServer) -> None:
+    """Of eight clients in a closed loop, one was first: the seven others would have batches without it for good."""
+    sizes: list[int] = []
+
+    def ask(answered: Future[Prediction] | None = None) -> None:
+        if answered is not None:
+            sizes.append(answered.result().outputs[0])
+        if 8 not in sizes:
+            server.submit("shop", "batches", [0]).add_done_callback(ask)
+
+    ask()
+    until(lambda: sizes, "the first is alone")
+    for _ in range(7):
+        ask()
+    until(lambda: 8 in sizes, "they are together")
+    assert sizes[0] == 1
+
+
 def test_the_model_says_how_large_a_batch_may_be(server: ModelServer, tmp_path: Path) -> None:
     server.predict("shop", "small", [0])
     with busy(server, tmp_path):

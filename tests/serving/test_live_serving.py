@@ -8,12 +8,14 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import bson
 import cloudpickle
@@ -31,7 +33,7 @@ from superduper_nb.documents.media import AudioClip
 from superduper_nb.errors import InvalidInputError, ModelError, NotFoundError, ServiceError
 from superduper_nb.models import ItemError, Predictor
 from tests.serving import live_models
-from tests.serving.live import TOKEN, Live, running
+from tests.serving.live import API, TOKEN, Live, running
 from tests.waiting import until
 
 pytestmark = pytest.mark.slow
@@ -203,7 +205,7 @@ def test_a_version_can_be_pinned(live: Live, docs: Any) -> None:
 
 
 def test_one_bad_input_may_have_an_error_in_its_place(docs: Any) -> None:
-    with pytest.raises(ModelError, match="on 1 of 3 inputs, first on number 1: RuntimeError: asked to"):
+    with pytest.raises(ModelError, match="on 1 of 3 inputs, first on inputs\\[1\\]: RuntimeError: asked to"):
         docs.predict_many("trouble", [1, "raise", 2])
     assert docs.predict_many("trouble", [1, "raise", 2], errors="return") == [
         1,
@@ -327,6 +329,27 @@ def test_a_full_queue_is_429_and_says_when_to_come_back(live: Live, tmp_path: Pa
         assert first.result()[0] == 200
 
 
+def test_what_a_client_that_went_away_asked_for_is_never_run(live: Live, tmp_path: Path) -> None:
+    busy, gone = (tmp_path / name for name in ("busy", "gone"))
+    for folder in (busy, gone):
+        folder.mkdir()
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(live.ask, "POST", "models/shop/trouble/predict", {"inputs": [[str(busy)]]})
+        until((busy / "begun").exists, "the process is busy")
+        address = urlsplit(live.url)
+        with socket.create_connection((address.hostname, address.port)) as client:
+            body = json.dumps({"inputs": [[str(gone)]]})
+            head = f"POST {address.path}{API}models/shop/trouble/predict HTTP/1.1\r\nHost: {address.netloc}\r\n"
+            head += f"Authorization: token {TOKEN}\r\nContent-Length: {len(body)}\r\n\r\n"
+            client.sendall((head + body).encode())
+            until(lambda: row_of(live, "trouble")["queue"] == 1, "it waits")
+        until(lambda: row_of(live, "trouble")["queue"] == 0, "it waits no longer")
+        (busy / "end").touch()
+        assert first.result()[0] == 200
+    live.ask("POST", "models/shop/trouble/predict", {"inputs": ["next"]})
+    assert not (gone / "begun").exists()
+
+
 def test_ten_megabytes_of_json(live: Live, docs: Any) -> None:
     rows = np.random.default_rng(0).random((10_000, 64)).tolist()
     assert len(json.dumps(rows)) > 10_000_000
@@ -348,7 +371,7 @@ LONG = "x" * 100_000
         ("echo", {"inputs": [LONG], "more": 1}, 400, "more: Extra inputs"),
         ("echo", {"inputs": [LONG], "version": "1"}, 400, "version: Input should be a valid integer"),
         ("nope", {"inputs": [LONG]}, 404, "nope"),
-        ("trouble", {"inputs": [LONG, "raise"]}, 422, "on 1 of 2 inputs, first on number 1"),
+        ("trouble", {"inputs": [LONG, "raise"]}, 422, "on 1 of 2 inputs, first on inputs[1]"),
         ("trouble", {"inputs": [LONG, "raise"], "errors": "return"}, 200, ""),
     ],
 )
@@ -392,6 +415,7 @@ def test_the_listing_and_memory(live: Live, docs: Any) -> None:
     assert (row["state"], row["version"]) == ("ready", 1)
     assert row["rss"] >= 0
     assert 0 < row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"]
+    assert all(row[name] == round(row[name], 3) for name in ("p50_ms", "p99_ms", "total_ms"))
     docs.unload_model("scale")
     assert row_of(live, "scale")["state"] == "unloaded"
     text = live.send("GET", "metrics").body.decode()

@@ -62,7 +62,7 @@ def test_no_inputs_no_outputs(shared_models: Models) -> None:
         ("untrusted", [1], TrustError, "not signed"),
         ("broken", [1], ModelError, "can't be loaded: ValueError: weights missing"),
         ("inverse", [0], ModelError, "on this input: ZeroDivisionError"),
-        ("inverse", [1, 0, 2, 0], ModelError, "on 2 of 4 inputs, first on number 1: ZeroDivisionError"),
+        ("inverse", [1, 0, 2, 0], ModelError, "on 2 of 4 inputs, first on inputs\\[1\\]: ZeroDivisionError"),
         ("raises", ["bad"], ModelError, "SystemExit: bad"),
         ("raises", ["short", "short"], ModelError, "1 outputs to 2 inputs"),
     ],
