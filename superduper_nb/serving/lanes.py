@@ -184,9 +184,14 @@ class Lanes:
         """The model that has its turn."""
         return next(iter(self._turns), None)
 
-    def only_few_wait(self, name: tuple[str, str], few: int) -> bool:
-        """Say whether requests wait for this model alone, and no more than so many."""
-        return len(self._turns) == 1 and name in self._turns and len(self._turns[name].waiting) <= few
+    @property
+    def waiting(self) -> int:
+        """Requests that wait."""
+        return sum(len(lane.waiting) for lane in self._turns.values())
+
+    def only_few_wait(self, few: int) -> bool:
+        """Say whether requests wait for no more than one model, and no more than so many."""
+        return len(self._turns) <= 1 and self.waiting <= few
 
     def learn(self, name: tuple[str, str], batch_size: int | None) -> None:
         """Note that such a model ran a batch, and how many inputs it takes at once."""

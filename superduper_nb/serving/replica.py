@@ -24,9 +24,11 @@ log = logging.getLogger(__name__)
 _LOAD_S: Final = 300.0
 _STARTS: Final = 3
 _QUICK_S: Final = 0.02
-_BACK_S: Final = 0.002
-"""Time for clients that got their answers to ask again, and so to join the few that came too late for their batch: in
-turns, eight that came as one and seven were served a tenth slower for good."""
+_BACK_MS: Final = 2
+"""Time for clients that got their answers to ask again, together and with the few that came too late for their batch:
+in turns, eight that came as one and seven were served a tenth slower for good."""
+_SOON_BACK: Final = 8
+"""So many can in that time. More than these divide themselves into halves, one of which asks while the other is run."""
 _PAUSE_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 10.0
 
@@ -280,15 +282,21 @@ class Replica:
         for request, size in zip(batch, answer.inputs, strict=False):
             request.size = size  # of an unread body it was a guess
         await self._delivered()
-        answers = list(zip(batch, answer.answers, strict=True))
-        if len(answers) == 1 and not self._lanes:
-            self._give(*answers[0], answer.version)
-            return
-        delivering = self._deliver_each(answers, answer.version, quick=took < _QUICK_S)
-        if took >= _QUICK_S and self._lanes.only_few_wait(batch[0].name, len(batch) // 2):
-            await delivering
-            await asyncio.sleep(_BACK_S)
-        else:  # beside the next batch
+        await self._deliver_all(list(zip(batch, answer.answers, strict=True)), answer.version, took < _QUICK_S)
+
+    async def _deliver_all(
+        self, answers: list[tuple[Request, bytes | wire.Failure]], version: int | None, quick: bool
+    ) -> None:
+        """Answer the requests of a batch, beside the next one or, where none or little waits, before it."""
+        count = len(answers)
+        if count == 1 and not self._lanes:
+            self._give(*answers[0], version)
+        elif not quick and 1 < count <= _SOON_BACK and self._lanes.only_few_wait(count // 2):
+            together = self._lanes.waiting + count
+            await self._deliver_each(answers, version, quick=False)
+            await self._gathered(together)
+        else:
+            delivering = self._deliver_each(answers, version, quick=quick)
             self._delivery = asyncio.get_running_loop().create_task(delivering)
 
     async def _delivered(self) -> None:
@@ -307,6 +315,12 @@ class Replica:
             self._give(request, answer, version)
             if quick:
                 await asyncio.sleep(0)
+
+    async def _gathered(self, together: int) -> None:
+        """Wait a moment for so many requests."""
+        for _ in range(_BACK_MS):
+            if self._lanes.waiting < together:
+                await asyncio.sleep(0.001)
 
     def _give(self, request: Request, answer: bytes | wire.Failure, version: int | None) -> None:
         self._lanes.answer(request, outcome_of(request, answer, version))

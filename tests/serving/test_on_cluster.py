@@ -33,7 +33,7 @@ def pool() -> Iterator[DaskPool]:
     with (
         dask.config.set(settings()),
         LocalCluster(
-            n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None, resources={"GPU": 1}
+            n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=":0", resources={"GPU": 1}
         ) as cluster,
     ):
         made = DaskPool(address=cluster.scheduler_address)
