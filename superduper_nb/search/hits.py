@@ -35,24 +35,25 @@ class Candidates(NamedTuple):
     Attributes
     ----------
     slots : array of int
-    there : array of bool
-        It counts: rows are filled up with others.
+    there : array of bool, or None
+        It counts: rows are filled up with others. None: all do.
     doubtful : array of bool
         Where it is among the best, others that are not here may be, too.
     """
 
     slots: Slots
-    there: Flags
+    there: Flags | None
     doubtful: Flags
 
     def beside(self, more: list[Slots]) -> Candidates:
         """Return them with some more for each query, that are in no doubt."""
-        width = max(map(len, more))
-        slots, there = np.zeros((len(more), width), dtype=np.intp), np.zeros((len(more), width), dtype=bool)
+        shape = len(more), max(map(len, more))
+        slots, there = np.zeros(shape, dtype=np.intp), np.zeros(shape, dtype=bool)
         for i, some in enumerate(more):
             slots[i, : len(some)], there[i, : len(some)] = some, True
-        added = (slots, there, np.zeros_like(there))
-        return Candidates(*(np.hstack(both) for both in zip(self, added, strict=True)))
+        before = np.ones(self.slots.shape, dtype=bool) if self.there is None else self.there
+        doubtful = np.hstack([self.doubtful, np.zeros(shape, dtype=bool)])
+        return Candidates(np.hstack([self.slots, slots]), np.hstack([before, there]), doubtful)
 
 
 def best(
@@ -73,8 +74,18 @@ def best_of_each(rows: Rows, candidates: Candidates, queries: Floats, n: int, me
     single query, but where scores tie or there are few candidates.
     """
     slots, there, doubtful = candidates
+
+    def alone(i: int) -> Hits | None:
+        own = slice(None) if there is None else there[i]
+        near = slots[i, own]
+        made, places = best(rows, near, queries[i], n, measure, "scan", len(near))
+        return None if (doubtful[i, own][places] if made.ids else doubtful[i]).any() else made
+
+    if len(queries) == 1:
+        return [alone(0)]
     scores, distances = measure.exact_each(queries, rows.vectors.take(slots, axis=0))
-    scores[~there] = -np.inf
+    if there is not None:
+        scores[~there] = -np.inf
     order = np.argsort(-scores, axis=1, kind="stable")[:, : n + 1]
     ranked = np.take_along_axis(scores, order, axis=1)
     tied = (ranked[:, 1:] == ranked[:, :-1]).any(axis=1).tolist()
@@ -82,15 +93,13 @@ def best_of_each(rows: Rows, candidates: Candidates, queries: Floats, n: int, me
     open_ended = np.asarray(np.take_along_axis(doubtful, order, axis=1).any(axis=1)).tolist()
     found = np.take_along_axis(slots, order, axis=1).tolist()
     far = None if distances is None else np.take_along_axis(distances, order, axis=1)
-    counts = there.sum(axis=1).tolist()
+    counts = [slots.shape[1]] * len(slots) if there is None else there.sum(axis=1).tolist()
 
     def hits(i: int) -> Hits | None:
         if open_ended[i]:
             return None
         if tied[i] or counts[i] < n:
-            own = there[i]
-            made, places = best(rows, slots[i, own], queries[i], n, measure, "scan", counts[i])
-            return None if doubtful[i, own][places].any() else made
+            return alone(i)
         ids = [unpacked_id(rows.ids[slot]) for slot in found[i]]
         return Hits(ids, ranked[i, :n], None if far is None else far[i], "scan", counts[i])
 

@@ -13,7 +13,7 @@ from superduper_nb.search.hits import NOTHING, Candidates, Hits, best, best_of_e
 from superduper_nb.search.measures import Floats, Measure
 from superduper_nb.search.options import IndexOptions
 from superduper_nb.search.rows import View
-from superduper_nb.search.scan import CALIBRATED_N, Slots, looked_up
+from superduper_nb.search.scan import CALIBRATED_N, Found, Slots, looked_up
 from superduper_nb.search.subset import Places
 
 __all__ = ["Scorer"]
@@ -95,10 +95,10 @@ class Scorer:
         coded = view.coded if only is None else only.before(view.coded)
         while left and coded and view.depth is not None and self._gains(view, depth):
             for some in map(list, partition_all(_TOGETHER, left)):
-                candidates = self._candidates(view, queries[some], depth, n, only)
-                hits = best_of_each(view.rows, candidates, queries[some], n, self._measure)
-                for i, of in zip(some, hits, strict=True):
-                    found[i] = of
+                asked = queries[some] if len(queries) > 1 else queries
+                candidates = self._candidates(view, asked, depth, n, only)
+                for i, hits in zip(some, best_of_each(view.rows, candidates, asked, n, self._measure), strict=True):
+                    found[i] = hits
             if depth >= coded:
                 break
             left, depth = [i for i in left if found[i] is None], _DEEPER * depth
@@ -110,16 +110,12 @@ class Scorer:
     def _candidates(self, view: View, queries: Floats, depth: int, n: int, only: Places | None) -> Candidates:
         """Return what the codes hold to be near, and the best of the tail."""
         allowed = None if only is None else only.allowed(view, self._measure)
-        slots, doubtful = looked_up(view.segments, queries, depth, allowed)
-        there = np.ones(slots.shape, dtype=bool)
-        if only is None and view.segments[-1].overgrown:  # what was added since is not of this moment
-            there = slots < view.coded
-            slots = np.where(there, slots, 0)
-        seen = there.sum(axis=1)
-        if only is None and view.alive is not None:
-            there &= view.alive[slots]
-        short = (there.sum(axis=1) < n) & (seen < (view.coded if only is None else only.before(view.coded)))
-        made = Candidates(slots, there, doubtful | short[:, None])
+        found = looked_up(view.segments, queries, depth, allowed)
+        made = Candidates(found.slots, None, found.doubtful)
+        if only is None and (view.alive is not None or view.segments[-1].overgrown):
+            made = _living(view, found, n)
+        elif found.slots.shape[1] < min(n, view.coded if only is None else only.before(view.coded)):
+            made = made._replace(doubtful=np.ones_like(found.doubtful))
         return made if view.coded == view.count else made.beside(self._tails(view, queries, n, only))
 
     def _tails(self, view: View, queries: Floats, n: int, only: Places | None) -> list[Slots]:
@@ -138,6 +134,15 @@ class Scorer:
             near = _surely(scores[counts], error, n)
             tails.append((near if isinstance(counts, slice) else counts[near]) + start)
         return tails
+
+
+def _living(view: View, found: Found, n: int) -> Candidates:
+    """Return those that are of this moment and alive; all in doubt where these are too few, and not all were seen."""
+    known = found.slots < view.coded
+    slots = np.where(known, found.slots, 0)
+    there = known if view.alive is None else known & view.alive[slots]
+    short = (there.sum(axis=1) < n) & (known.sum(axis=1) < view.coded)
+    return Candidates(slots, there, found.doubtful | short[:, None])
 
 
 def _surely(scores: Floats, error: Floats | float, n: int) -> Slots:
