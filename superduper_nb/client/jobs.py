@@ -123,6 +123,8 @@ class Job:
         except KeyboardInterrupt as error:
             raise Interrupted.waiting_for(self.id) from error
         self._workspace.mark()
+        if record["kind"] == "training":
+            self._workspace.announce([])  # it may have registered new versions of models
         if record["state"] == "succeeded":
             if told := _failed_alone(record):
                 log.warning(told)

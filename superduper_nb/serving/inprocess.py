@@ -78,6 +78,9 @@ class InProcessModels:
         """Say that it runs in this process."""
         return {"state": "running", "where": "this process"}
 
+    def registered(self, database: str) -> None:
+        """Be told that a new version may be registered: each call asks for the newest anyway."""
+
     def unload(self, database: str, model: str) -> None:
         """Drop a model from memory; the next call loads it again."""
         with self._lock:

@@ -1,7 +1,8 @@
-"""Whether the version that a slow model runs in is the newest: asked for in this process, while the model runs.
+"""Which version of a model is the newest: known for a tenth of a second, unless we are told that there is a new one.
 
-In the models' process the question would hold the interpreter, which the model wants, too; the model has emptied the
-processor's caches, so that it takes a millisecond.
+Of a slow model it is asked for in this process, while the model runs. In the models' process the question would hold
+the interpreter, which the model wants, too; the model has emptied the processor's caches, so that it takes a
+millisecond.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ log = logging.getLogger(__name__)
 
 _PATIENCE_S: Final = 2.0
 _ASK_AGAIN_S: Final = 5.0
+_LATELY_S: Final = 0.1
 
 
 class Newest:
-    """Asks for newest versions in a thread. Belongs to one event loop.
+    """Keeps newest versions for a moment, and asks for them in a thread. Belongs to one event loop.
 
     Parameters
     ----------
@@ -36,6 +38,22 @@ class Newest:
         self._current = current
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="superduper-newest")
         self._ask_at = 0.0
+        self._known: dict[tuple[str, str], tuple[int, float]] = {}
+        self._told: dict[str, float] = {}
+
+    def lately(self, name: tuple[str, str]) -> int | None:
+        """Return the version that was the newest a moment ago; None where it is to be asked for."""
+        version, at = self._known.get(name, (None, 0.0))
+        known = time.monotonic() - at < _LATELY_S and self._told.get(name[0], 0.0) < at
+        return version if known else None
+
+    def note(self, name: tuple[str, str], version: int, at: float) -> None:
+        """Hear of a version that was the newest after `at`."""
+        self._known[name] = version, at
+
+    def tell(self, database: str) -> None:
+        """Say, in any thread, that something was registered in a database or deleted there."""
+        self._told[database] = time.monotonic()
 
     async def is_newest(self, name: tuple[str, str], version: int) -> bool:
         """Say whether a version of a model is still the newest; where nobody can say, it counts."""

@@ -242,20 +242,30 @@ class Replica:
         self._inside = []
 
     async def _answer(self, child: Process, batch: list[Request], latest: float) -> Any:
-        """Have a batch run; once more, where its version was replaced since it was asked for last."""
+        """Have a batch run."""
         first = batch[0]
-        name, run = first.name, wire.Run(*first.name, first.version, [request.asked for request in batch])
-        plain = first.version is None and first.message is None and first.asked.read is None
-        version = self._ahead.pop(name, None) if plain else None
+        run = wire.Run(*first.name, first.version, [request.asked for request in batch])
+        if first.version is not None or first.message is not None or first.asked.read is not None:
+            return await self._exchange(child, first.message or run, first.name, latest)
+        known = self._newest.lately(first.name)
+        if known is not None and self.holds(first.name):
+            return await self._exchange(child, replace(run, version=known), first.name, latest)
+        return await self._asking(child, run, latest)
+
+    async def _asking(self, child: Process, run: wire.Run, latest: float) -> Any:
+        """Have a batch run in the newest version; once more, where a slow model's was replaced meanwhile."""
+        name, begun = (run.database, run.model), time.monotonic()
+        version = self._ahead.pop(name, None)
         if version is None or not self.holds(name):
-            answer = await self._exchange(child, first.message or run, name, latest)
+            answer = await self._exchange(child, run, name, latest)
         else:
             asked = asyncio.ensure_future(self._newest.is_newest(name, version))
             answer = await self._exchange(child, replace(run, version=version), name, latest)
             if not await asked:
                 answer = await self._exchange(child, run, name, latest)
-        if plain and isinstance(answer, wire.Answers) and answer.ahead and answer.version is not None:
-            self._ahead[name] = answer.version
+        if isinstance(answer, wire.Answers) and answer.version is not None:
+            self._newest.note(name, answer.version, begun)
+            self._ahead |= {name: answer.version} if answer.ahead else {}
         return answer
 
     async def _exchange(self, child: Process, message: object, name: tuple[str, str], latest: float = 0.0) -> Any:

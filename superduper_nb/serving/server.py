@@ -107,8 +107,8 @@ class ModelServer:
                 f"the models' process finds them by name ({error})."
             ) from error
         self._place: Place = place or Here()
-        asking = Newest(newest or current)
-        self._dispatcher = Dispatcher(hello, self._place, asking, queue=queue, grace=grace, replicas=replicas)
+        self._newest = Newest(newest or current)
+        self._dispatcher = Dispatcher(hello, self._place, self._newest, queue=queue, grace=grace, replicas=replicas)
         self._numbers = itertools.count(1)
         self._lock = threading.RLock()  # a stream may be dropped by the garbage collector, in the midst of anything
         self._started = self._closed = False
@@ -230,6 +230,10 @@ class ModelServer:
         """Say how the child is: ``state`` (``idle``, ``starting``, ``running``, ``closed``), pid, restarts, memory."""
         closed = {"state": "closed"} if self._closed else {}
         return {"where": self._place.where, **self._dispatcher.status(), **closed}
+
+    def registered(self, database: str) -> None:
+        """Be told that a new version may be registered in a database; else it is noticed within a tenth of a second."""
+        self._newest.tell(database)
 
     def unload(self, database: str, model: str) -> None:
         """Drop a model from memory once the running batch is done; the next request loads it again."""

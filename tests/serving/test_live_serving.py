@@ -204,6 +204,26 @@ def test_a_version_can_be_pinned(live: Live, docs: Any) -> None:
         docs.predict("versioned", 1, version=9)
 
 
+def test_a_new_version_answers_the_next_request_of_a_model_in_use(docs: Any) -> None:
+    """Its newest version is known for a moment after each question; `create_model` says that there is another one."""
+    docs.create_model("used", lambda x: 0)
+    stop = threading.Event()
+
+    def use() -> None:
+        while not stop.is_set():
+            docs.predict("used", 1)
+
+    with ThreadPoolExecutor(1) as pool:
+        using = pool.submit(use)
+        try:
+            for version in range(1, 9):
+                docs.create_model("used", lambda x, v=version: v)
+                assert docs.predict("used", 1) == version
+        finally:
+            stop.set()
+        using.result()
+
+
 def test_one_bad_input_may_have_an_error_in_its_place(docs: Any) -> None:
     with pytest.raises(ModelError, match="on 1 of 3 inputs, first on inputs\\[1\\]: RuntimeError: asked to"):
         docs.predict_many("trouble", [1, "raise", 2])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from superduper_nb.errors import InvalidInputError, ModelError, NotFoundError, TrustError
 from superduper_nb.serving import InProcessModels, ModelServer
 from superduper_nb.serving.forms import write_outputs
+from superduper_nb.serving.newest import Newest
 from tests.serving import fakes
 from tests.waiting import until
 
@@ -111,6 +113,7 @@ def test_a_new_version_is_served_from_the_next_batch_on(models: Models, tmp_path
     for _ in range(2):  # the second time it is known how long it takes
         assert models.predict(str(tmp_path), model, ["x"]).outputs == [(1, "x")]
     publish(tmp_path, model, 2)
+    models.registered(str(tmp_path))
     answer = models.predict(str(tmp_path), model, ["x"])
     assert (answer.version, answer.outputs) == (2, [(2, "x")])
     assert [row["version"] for row in models.loaded()] == [2]
@@ -118,10 +121,42 @@ def test_a_new_version_is_served_from_the_next_batch_on(models: Models, tmp_path
 
 
 @either
+def test_a_new_version_that_nobody_told_of_is_noticed(models: Models, tmp_path: Path, model: str) -> None:
+    publish(tmp_path, model, 1)
+    models.predict(str(tmp_path), model, ["x"])
+    publish(tmp_path, model, 2)
+    until(lambda: models.predict(str(tmp_path), model, ["x"]).version == 2, "it is served")
+
+
+def test_a_version_counts_as_the_newest_for_a_moment_unless_a_new_one_was_told_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, name = SimpleNamespace(s=100.0), ("shop", "m")
+    monkeypatch.setattr("superduper_nb.serving.newest.time", SimpleNamespace(monotonic=lambda: now.s))
+    newest = Newest(lambda database, model: 0)
+    assert newest.lately(name) is None
+    newest.note(name, 3, now.s)
+    now.s += 0.01
+    newest.tell("other")
+    assert (newest.lately(name), newest.lately(("other", "m"))) == (3, None)
+    newest.tell("shop")
+    assert newest.lately(name) is None
+    newest.note(name, 3, now.s - 0.005)  # by a batch that was sent before
+    assert newest.lately(name) is None
+    now.s += 0.01
+    newest.note(name, 4, now.s)
+    assert newest.lately(name) == 4
+    now.s += 0.11
+    assert newest.lately(name) is None
+    newest.close()
+
+
+@either
 def test_a_deleted_model_is_not_found_and_leaves_memory(models: Models, tmp_path: Path, model: str) -> None:
     publish(tmp_path, model, 1)
     models.predict(str(tmp_path), model, ["x"])
     (tmp_path / model).unlink()
+    models.registered(str(tmp_path))
     with pytest.raises(NotFoundError):
         models.predict(str(tmp_path), model, ["x"])
     assert [row["state"] for row in models.loaded()] == ["unloaded"]
@@ -132,6 +167,7 @@ def test_a_loaded_model_is_served_while_the_database_is_away(models: Models, tmp
     publish(tmp_path, model, 1)
     models.predict(str(tmp_path), model, ["x"])
     (tmp_path / model).write_text("away")
+    models.registered(str(tmp_path))
     assert models.predict(str(tmp_path), model, ["x"]).version == 1
     (tmp_path / "other").write_text("away")
     with pytest.raises((ModelError, ConnectionError), match="no database"):
@@ -156,6 +192,7 @@ def test_versions_are_swapped_under_load_without_an_error(server: ModelServer, t
         for version in range(2, last + 1):
             server.predict(str(tmp_path), model, [0])
             publish(tmp_path, model, version)
+            server.registered(str(tmp_path))
         assert all(seen == sorted(seen) for seen in answers)
 
 
@@ -167,6 +204,7 @@ def test_a_compiled_model_is_served_until_its_next_version_is_ready(server: Mode
     assert version() == 1
     for old, new in [(1, 2), (2, 3)]:
         publish(tmp_path, "compiled", new)
+        server.registered(str(tmp_path))
         assert version() == old
         until((tmp_path / f"{new}.begun").exists, "it is being loaded")
         assert [version() for _ in range(20)] == [old] * 20
