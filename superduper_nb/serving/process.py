@@ -21,7 +21,8 @@ __all__ = ["Here", "ModelProcess", "Place", "Process", "ProcessEndedError", "kil
 _START_S: Final = 60
 _BUFFER: Final = 1 << 20
 _HUGE_PAGES: Final = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-"""The weights of a model on pages of 2 MB: its run begins with an empty address cache, and is 2 % shorter so."""
+"""The weights of a model on pages of 2 MB: its run begins with an empty address cache, and is 2 % shorter so. Where a
+virtual machine gives free memory back, loading takes longer for it, once: 0.9 s for each GB."""
 
 
 class ProcessEndedError(Exception):

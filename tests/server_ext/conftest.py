@@ -67,6 +67,7 @@ class FakeServices:
         self.mongo_uri = f"mongodb://ana:{SECRET}@127.0.0.1:1/"
         self.events = events
         self.calls: list[tuple[str, Any]] = []
+        self.timeouts: list[float] = []
         self.store = FakeJobs()
         self.fail: BaseException | None = None
         self.hold: threading.Event | None = None
@@ -146,6 +147,8 @@ class FakeServices:
     def ask(
         self, database: str, model: str, body: Body | UnreadBody, *, form: Form, timeout: float
     ) -> Future[Prediction]:
+        self.timeouts.append(timeout)
+
         def answer() -> Prediction:
             asked = body if isinstance(body, Body) else body.read(body.data)
             made = self.predict(database, model, CODEC.decode(asked.inputs, strict=True), asked.version)
@@ -154,6 +157,7 @@ class FakeServices:
         return self.pool.submit(answer)
 
     def open(self, database: str, model: str, body: Body | UnreadBody, *, form: Form, timeout: float) -> Stream:
+        self.timeouts.append(timeout)
         asked = body if isinstance(body, Body) else body.read(body.data)
         (x,) = asked.inputs
 

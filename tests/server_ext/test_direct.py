@@ -227,6 +227,14 @@ async def test_too_many_are_refused(known: Any, ask: Any, start: SimpleNamespace
     assert known.lanes["predict"].busy == 0
 
 
+async def test_the_time_that_a_prediction_may_take_is_the_servers(known: Any, ask: Any, start: SimpleNamespace) -> None:
+    known.predict_timeout = 7.5
+    start.services.timeouts.clear()
+    await both_ways(ask, PATH, GOOD, {})
+    assert (await ask("POST", "models/shop/double/stream", {"input": 1})).status == 200
+    assert start.services.timeouts == [7.5] * 3
+
+
 async def test_a_client_that_goes_away_gives_its_place_back(
     known: Any, jp_serverapp: Any, start: SimpleNamespace, taken: list[bool]
 ) -> None:
