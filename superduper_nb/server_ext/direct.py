@@ -196,25 +196,41 @@ class DirectPrediction(_Direct):
 
 
 class DirectSearch(_Direct):
-    """A search, together with others where that goes."""
+    """A search: together with others, where no task waits for it either, or else in a thread of its own."""
 
     def finish(self) -> None:
         """Begin to search."""
-        self.when_gone(asyncio.get_running_loop().create_task(self._answer()).cancel)
-
-    async def _answer(self) -> None:
         try:
-            body = await self._found()
+            asked = gathered(self.app, self.services, self.body, self.content_type, self.accepted)
+        except Exception as error:
+            self.fail(error)
+            return
+        if asked is None:
+            self.when_gone(asyncio.get_running_loop().create_task(self._answer()).cancel)
+        else:
+            self.when_gone(asked.cancel)
+            when_answered(asked, self._answered)
+
+    def _answered(self, asked: Future[bytes]) -> None:
+        if asked.cancelled():  # the client has gone
+            return
+        try:
+            body = asked.result()
         except Exception as error:
             self.fail(error)
         else:
             self.write(body, self.accepted)
 
-    async def _found(self) -> bytes:
-        asked = (self.body, self.content_type, self.accepted)
-        if (data := await gathered(self.app, self.services, *asked)) is not None:
-            return data
-        return await self.app.lanes["search"].run(partial(searched, self.services, *asked))
+    async def _answer(self) -> None:
+        accepted = self.accepted
+        try:
+            body = await self.app.lanes["search"].run(
+                partial(searched, self.services, self.body, self.content_type, accepted)
+            )
+        except Exception as error:
+            self.fail(error)
+        else:
+            self.write(body, accepted)
 
 
 class _Failed(ApiHandler):

@@ -19,6 +19,8 @@ from superduper_nb.errors import ServiceError
 __all__ = ["STOPPING", "Answer", "Gathering"]
 
 STOPPING: Final = "The server is stopping."
+_MOST: Final = 8
+"""Requests a round: so half of sixteen connections are answered while the others' searches run."""
 
 Q = TypeVar("Q")
 A = TypeVar("A")
@@ -26,7 +28,7 @@ A = TypeVar("A")
 Answer = Callable[[Sequence[Q]], Sequence[A | Exception]]
 """In a thread: what each of a round gets, or has raised. It raises nothing itself."""
 
-Round = list[tuple[Q, "asyncio.Future[A]"]]
+Round = list[tuple[Q, Future[A]]]
 
 
 class Gathering(Generic[Q, A]):
@@ -43,16 +45,19 @@ class Gathering(Generic[Q, A]):
         self._waiting: dict[Hashable, Round[Q, A]] = {}
         """Of each kind of which a round is under way, who goes with the next."""
 
-    def ask(self, kind: Hashable, query: Q, answer: Answer[Q, A]) -> asyncio.Future[A]:
-        """Return what will be the answer to `query`, from a round that begins after this call."""
-        asked: asyncio.Future[A] = asyncio.get_running_loop().create_future()
+    def ask(self, kind: Hashable, query: Q, answer: Answer[Q, A]) -> Future[A]:
+        """Return what will be the answer to `query`, from a round that begins after this call.
+
+        It is given in the event loop.
+        """
+        asked: Future[A] = Future()
         if kind in self._waiting:
             self._waiting[kind].append((query, asked))
         else:
-            self._begin(kind, [(query, asked)], answer)
+            self._begin(kind, [(query, asked)], answer, [])
         return asked
 
-    def _begin(self, kind: Hashable, round: Round[Q, A], answer: Answer[Q, A]) -> None:
+    def _begin(self, kind: Hashable, round: Round[Q, A], answer: Answer[Q, A], later: Round[Q, A]) -> None:
         loop = asyncio.get_running_loop()
 
         def answered(done: Future[Sequence[A | Exception]]) -> None:
@@ -62,18 +67,19 @@ class Gathering(Generic[Q, A]):
         try:
             done = self._submit(answer, [query for query, _ in round])
         except RuntimeError:  # there are no threads any more
-            _give(round, [ServiceError(STOPPING)] * len(round))
+            everybody = round + later
+            _give(everybody, [ServiceError(STOPPING)] * len(everybody))
             return
-        self._waiting[kind] = []
+        self._waiting[kind] = later
         done.add_done_callback(answered)
 
     def _end(
         self, kind: Hashable, round: Round[Q, A], answer: Answer[Q, A], done: Future[Sequence[A | Exception]]
     ) -> None:
         """Send the next round off, then give this one's answers."""
-        following = [each for each in self._waiting.pop(kind) if not each[1].done()]
-        if following:
-            self._begin(kind, following, answer)
+        waiting = [each for each in self._waiting.pop(kind) if not each[1].done()]
+        if waiting:
+            self._begin(kind, waiting[:_MOST], answer, waiting[_MOST:])
         stopping = [ServiceError(STOPPING)] * len(round)
         _give(round, stopping if done.cancelled() else done.result())
 

@@ -15,6 +15,7 @@ import pytest
 
 from superduper_nb.errors import ServiceError
 from superduper_nb.server_ext.gathering import Gathering
+from superduper_nb.serving.waiting import answer_of
 
 WHERE = {"database": "shop", "collection": "products", "semantic_index": "meaning"}
 
@@ -41,13 +42,25 @@ async def test_whoever_comes_meanwhile_goes_with_the_next_round() -> None:
         others[2].cancel()  # who asked has gone
         elsewhere = gathering.ask("b", 7, rounds.answer)  # another kind does not wait
         rounds.gate.set()
-        assert await first == 0
-        assert await elsewhere == 14
-        assert await others[0] == 2
+        assert await answer_of(first) == 0
+        assert await answer_of(elsewhere) == 14
+        assert await answer_of(others[0]) == 2
         with pytest.raises(ValueError, match="unlucky"):
-            await others[1]
-        assert await others[3] == 6
+            await answer_of(others[1])
+        assert await answer_of(others[3]) == 6
     assert sorted(rounds.seen) == [[0], [1, 13, 3], [7]]
+    assert gathering._waiting == {}
+
+
+async def test_so_many_go_with_a_round_and_the_rest_with_those_after_it() -> None:
+    rounds = Rounds()
+    with ThreadPoolExecutor(2) as pool:
+        gathering: Gathering[int, int] = Gathering(pool.submit)
+        asked = [gathering.ask("a", i, rounds.answer) for i in range(13)] + [gathering.ask("a", 20, rounds.answer)]
+        rounds.gate.set()
+        assert [await answer_of(each) for each in asked if each is not asked[-1]][:3] == [0, 2, 4]
+        assert await answer_of(asked[-1]) == 40
+    assert rounds.seen == [[0], [1, 2, 3, 4, 5, 6, 7, 8], [9, 10, 11, 12, 20]]
     assert gathering._waiting == {}
 
 
@@ -55,14 +68,14 @@ async def test_a_pool_that_is_closed_leaves_nobody_waiting() -> None:
     rounds = Rounds()
     pool = ThreadPoolExecutor(1)
     gathering: Gathering[int, int] = Gathering(pool.submit)
-    running, waiting = gathering.ask("a", 1, rounds.answer), gathering.ask("a", 2, rounds.answer)
+    running, *waiting = [gathering.ask("a", 1, rounds.answer) for _ in range(20)]
     unbegun = gathering.ask("b", 3, rounds.answer)
     pool.shutdown(wait=False, cancel_futures=True)
     rounds.gate.set()
-    assert await running == 2
-    for asked in (waiting, unbegun, gathering.ask("c", 4, rounds.answer)):
+    assert await answer_of(running) == 2
+    for asked in (*waiting, unbegun, gathering.ask("c", 4, rounds.answer)):
         with pytest.raises(ServiceError, match="stopping"):
-            await asked
+            await answer_of(asked)
 
 
 async def test_each_of_a_round_gets_its_own_answer(running: Any, ask: Any, start: SimpleNamespace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,6 +15,7 @@ from superduper_nb.server_ext.handlers.operations import Operation, Work, author
 from superduper_nb.server_ext.replies import SearchReply
 from superduper_nb.server_ext.schemas import NoQuery, SearchBody, check
 from superduper_nb.server_ext.wire import decode_objects, dump, load, vectors
+from superduper_nb.serving.waiting import answer_of
 
 if TYPE_CHECKING:
     from superduper_nb.search import SearchReply as Found
@@ -43,14 +45,14 @@ class SearchHandler(ApiHandler):
         accepted = self.accepted()
         services = await self.app.engine.services(self.app.ready_timeout)
         given = self.request.headers.get("Content-Type", "")
-        if (data := await gathered(self.app, services, bytes(self.received), given, accepted)) is not None:
-            return data, accepted
+        if (asked := gathered(self.app, services, bytes(self.received), given, accepted)) is not None:
+            return await answer_of(asked), accepted
         return await super().in_lane(made, method, names, query)
 
 
-async def gathered(
+def gathered(
     app: SuperduperApp, services: ServerServices, received: bytes, content_type: str, accepted: str
-) -> bytes | None:
+) -> Future[bytes] | None:
     """Answer a search by a vector alone together with others that wait; None to any other."""
     # Any other kind of body takes long to read, or decodes images: not in the event loop.
     if len(received) > SHORT or b"vector" not in received or b"like" in received:
@@ -63,7 +65,7 @@ async def gathered(
         found = services.search_each([each for each, _ in asked])
         return [_dumped(outcome, kind) for outcome, (_, kind) in zip(found, asked, strict=True)]
 
-    return await app.lanes["search"].gather(company, (request, accepted), answer)
+    return app.lanes["search"].gather(company, (request, accepted), answer)
 
 
 def searched(services: ServerServices, received: bytes, content_type: str, accepted: str) -> bytes:
