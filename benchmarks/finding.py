@@ -26,7 +26,7 @@ import bson
 import numpy as np
 from bson.binary import Binary
 from pymongo import MongoClient
-from vectors import mixture, queries_near
+from vectors import add_options, given
 
 from superduper_nb.cluster.mongod import Mongod
 from superduper_nb.components import ComponentStore
@@ -35,6 +35,7 @@ from superduper_nb.search.index import VectorIndex
 from superduper_nb.search.measures import Measure
 
 SECONDS = 6.0
+QUERIES = 256
 CONNECTIONS = 16
 TOKEN = "benchmark"
 
@@ -66,14 +67,14 @@ def filled(vectors: np.ndarray) -> VectorIndex:
 # --- batches -------------------------------------------------------------------------------------------------------
 
 
-def batch(vectors: np.ndarray) -> None:
+def batch(vectors: np.ndarray, queries: np.ndarray) -> None:
     """Compare batches with faiss, a query's share of the time."""
     index = filled(vectors)
     flat = _faiss(vectors)
     for count in (16, 256):
-        queries = queries_near(vectors, count)
-        many = list(queries)
-        peer = median_ms(lambda _: flat(queries), 5) / count if flat else float("nan")  # noqa: B023
+        some = queries[:count]
+        many = list(some)
+        peer = median_ms(lambda _: flat(some), 5) / count if flat else float("nan")  # noqa: B023
         exact = median_ms(lambda _: index.search_many(many, 10, exact=True), 5) / count  # noqa: B023
         quick = median_ms(lambda _: index.search_many(many, 10), 5) / count  # noqa: B023
         say(f"batch of {count}: faiss flat", peer, "ms", "yardstick")
@@ -94,13 +95,12 @@ def _faiss(vectors: np.ndarray) -> Callable[[np.ndarray], Any] | None:
 # --- concurrent single queries ---------------------------------------------------------------------------------------
 
 
-def single(vectors: np.ndarray) -> None:
+def single(vectors: np.ndarray, queries: np.ndarray) -> None:
     """Search from several threads: throughput and latency of single queries, and what a batch of them would take."""
     index = filled(vectors)
-    queries = list(queries_near(vectors, 256))
     for exact in (False, True):
         kind = "exact" if exact else index.kind
-        many = median_ms(lambda _: index.search_many(queries[:16], 10, exact=exact), 9)  # noqa: B023
+        many = median_ms(lambda _: index.search_many(list(queries[:16]), 10, exact=exact), 9)  # noqa: B023
         say(f"{kind}: 16 queries as one batch", many, "ms")
         for threads in (1, 2, 4, 16):
             rate, latency = _threads(lambda i: index.search(queries[i % 256], 10, exact=exact), threads)  # noqa: B023
@@ -192,9 +192,8 @@ def settled(describe: Callable[[], dict[str, Any]], size: int, pause: float = 0.
         state = describe()
 
 
-def refined(uri: str, vectors: np.ndarray) -> None:
+def refined(uri: str, vectors: np.ndarray, queries: np.ndarray) -> None:
     """Measure each option beside the plain search."""
-    queries = queries_near(vectors, 40)
     options: list[dict[str, Any]] = [
         {},
         {"max_score": 0.9},
@@ -216,9 +215,8 @@ def _request(vector: Any, **options: Any) -> SearchRequest:
     return SearchRequest(database="bench", collection="docs", vector=vector, **options)
 
 
-def http(uri: str, vectors: np.ndarray) -> None:
+def http(uri: str, vectors: np.ndarray, queries: np.ndarray) -> None:
     """Compare 16 connections to the server with 16 threads of the engine; look how others fare meanwhile."""
-    queries = queries_near(vectors, 256)
     with engine_of(uri, len(vectors)) as engine:
         alone = median_ms(lambda i: engine.search(_request(queries[i])), 200)
         rate, latency = _threads(lambda i: engine.search(_request(queries[i % 256])), CONNECTIONS, SECONDS)
@@ -349,21 +347,19 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", choices=["batch", "single", "refined", "http", "all"], default="all")
-    parser.add_argument("--rows", type=int, default=100_000)
-    parser.add_argument("--dimension", type=int, default=384)
+    add_options(parser)
     options = parser.parse_args()
     parts = ["batch", "single", "refined", "http"] if "all" in options.parts else options.parts
-    vectors = mixture(options.rows, options.dimension)
-    print(f"{options.rows:,} x {options.dimension}")
+    vectors, queries = given(options, QUERIES)
     for part in [batch, single]:
         if part.__name__ in parts:
-            part(vectors)
+            part(vectors, queries)
     if {"refined", "http"} & set(parts):
         with tempfile.TemporaryDirectory() as folder, Mongod.attach(Path(folder), cache_gb=1.0) as mongod:
             fill(mongod.uri, vectors)
             for served in [refined, http]:
                 if served.__name__ in parts:
-                    served(mongod.uri, vectors)
+                    served(mongod.uri, vectors, queries)
 
 
 if __name__ == "__main__":

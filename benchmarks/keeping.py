@@ -25,13 +25,14 @@ import pymongo
 from finding import engine_of, fill, median_ms, output, say, settled
 from pymongo import CursorType, MongoClient
 from search import HERE, ONE_THREAD, PACKAGES, nearest
-from vectors import mixture, queries_near
+from vectors import add_options, given
 
 import superduper_nb as sd
 from superduper_nb.cluster.mongod import Mongod
 from superduper_nb.search import SearchEngine, SearchReply, SearchRequest
 
 N = 10
+QUERIES = 100
 SHARES = (0.5, 0.1, 0.01, 0.001)
 RATE, SECONDS = 10_000, 8.0
 
@@ -44,9 +45,8 @@ def asked(vector: Any, **options: Any) -> SearchRequest:
 # --- filters
 
 
-def filters(uri: str, vectors: np.ndarray) -> None:
+def filters(uri: str, vectors: np.ndarray, queries: np.ndarray) -> None:
     """Search under filters that so many documents pass: how long, how complete, beside no filter and the exact way."""
-    queries = queries_near(vectors, 60)
     with engine_of(uri, len(vectors)) as engine:
         plain = median_ms(lambda i: engine.search(asked(queries[i])))
         say("no filter", plain, "ms", "yardstick")
@@ -71,9 +71,8 @@ def recall(found: list[SearchReply], truth: list[SearchReply]) -> str:
 # --- find
 
 
-def find(uri: str, vectors: np.ndarray) -> None:
+def find(uri: str, vectors: np.ndarray, queries: np.ndarray) -> None:
     """Find documents, with the model (one that costs nothing), MongoDB and all, in one process."""
-    queries = queries_near(vectors, 60)
     with sd.connect(remote=False, mongodb={"uri": uri}) as client:
         docs = client["bench"]["docs"]
         settled(lambda: client.services.describe_index("bench", "docs", "near"), len(vectors))
@@ -89,9 +88,9 @@ def find(uri: str, vectors: np.ndarray) -> None:
                 say("  each time another filter", took, "ms")
 
 
-def peers(uri: str, vectors: np.ndarray, folder: Path, only: list[str] | None) -> None:
+def peers(uri: str, vectors: np.ndarray, queries: np.ndarray, folder: Path, only: list[str] | None) -> None:
     """Find documents by other libraries and pymongo."""
-    queries, shares = queries_near(vectors, 100), (1.0, *SHARES)
+    shares = (1.0, *SHARES)
     found = MongoClient[dict[str, Any]](uri)["bench"]["docs"].find({}, {"p": 1}).sort("_id")
     p = np.array([document["p"] for document in found])
     truths = {str(share): np.flatnonzero(p < share) for share in shares}
@@ -125,9 +124,8 @@ def peer(name: str, command: list[Any], folder: str) -> Mapping[str, Any]:
 # --- documents that come in
 
 
-def inserts(uri: str, vectors: np.ndarray) -> None:
+def inserts(uri: str, vectors: np.ndarray, queries: np.ndarray) -> None:
     """Insert while searching: how soon a document is found, and what becomes of the searches."""
-    queries = queries_near(vectors, 60)
     client = MongoClient[dict[str, Any]](uri)
     docs = client["bench"]["docs"]
     made, number = dict(docs.find_one({"_id": 0}) or {}), itertools.count()
@@ -196,7 +194,7 @@ def keep_inserting(uri: str, dimension: int, collection: str) -> tuple[int, floa
 # --- loading
 
 
-def load(uri: str, vectors: np.ndarray) -> None:
+def load(uri: str, vectors: np.ndarray, _: np.ndarray) -> None:
     """Load an index from MongoDB and from its snapshot, until the first answer."""
     docs = MongoClient[dict[str, Any]](uri)["bench"]["docs"]
 
@@ -245,22 +243,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parts = {part.__name__: part for part in (filters, find, inserts, load)}
     parser.add_argument("parts", nargs="*", choices=[*parts, "all"], default="all")
-    parser.add_argument("--rows", type=int, default=100_000)
-    parser.add_argument("--dimension", type=int, default=384)
+    add_options(parser)
     parser.add_argument("--peers", type=Path)
     parser.add_argument("--only", nargs="*")
     options = parser.parse_args()
-    vectors = mixture(options.rows, options.dimension)
-    print(f"{options.rows:,} x {options.dimension}")
+    vectors, queries = given(options, QUERIES)
     with (
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
         Mongod.attach(Path(folder), cache_gb=2.0) as mongod,
     ):
         fill(mongod.uri, vectors)
         for name in parts if "all" in options.parts else options.parts:
-            parts[name](mongod.uri, vectors)
+            parts[name](mongod.uri, vectors, queries)
             if name == "find" and options.peers:
-                peers(mongod.uri, vectors, options.peers, options.only)
+                peers(mongod.uri, vectors, queries, options.peers, options.only)
 
 
 if __name__ == "__main__":

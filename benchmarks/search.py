@@ -2,7 +2,8 @@
 
 The vectors are synthetic (``--rows``, ``--dimension``), or embeddings made by ``vectors.py`` (``--embeddings FILE``).
 Other libraries are measured where their environments are: ``--install FOLDER`` makes one for each, ``--peers FOLDER``
-uses them, ``--only NAME …`` some of them. They are nobody's dependency.
+uses them, ``--only NAME …`` some of them. They are nobody's dependency. Of graphs, the least effort counts that finds
+``--recall``.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from vectors import embedded, mixture, queries_near
+from vectors import add_options, given
 
 HERE = Path(__file__).parent
 PACKAGES = {
@@ -57,13 +58,13 @@ def nearest(vectors: np.ndarray, queries: np.ndarray, n: int = 10) -> np.ndarray
     return np.take_along_axis(found, np.argsort(-best, axis=1)[:, :n], axis=1)
 
 
-def measured(name: str, folder: Path, peers: Path | None) -> Figures | None:
+def measured(name: str, folder: Path, peers: Path | None, recall: float) -> Figures | None:
     """Measure one library in a process of its own; None where it is not installed, or fails."""
     if name in OURS:
         python = Path(sys.executable)
     elif peers is None or not (python := peers / PACKAGES[name] / "bin" / "python").exists():
         return None
-    command = [str(python), str(HERE / "peers" / "search_engines.py"), name, str(folder)]
+    command = [str(python), str(HERE / "peers" / "search_engines.py"), name, str(folder), str(recall)]
     environment = {**os.environ, **ONE_THREAD, "BENCH_FOLDER": str(folder)}
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S)
@@ -90,21 +91,15 @@ def row(name: str, figures: Figures, ours: Figures) -> str:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=100_000)
-    parser.add_argument("--dimension", type=int, default=384)
-    parser.add_argument("--embeddings", type=Path)
+    add_options(parser)
     parser.add_argument("--peers", type=Path)
     parser.add_argument("--install", type=Path)
     parser.add_argument("--only", nargs="*")
+    parser.add_argument("--recall", type=float, default=0.99)
     options = parser.parse_args()
     if options.install:
         install(options.install)
-    if options.embeddings:
-        vectors, queries = embedded(options.embeddings, QUERIES)
-    else:
-        vectors = mixture(options.rows, options.dimension)
-        queries = queries_near(vectors, QUERIES)
-    print(f"{len(vectors):,} x {vectors.shape[1]}, {options.embeddings.stem if options.embeddings else 'synthetic'}")
+    vectors, queries = given(options, QUERIES)
     print("| library | build | recall@10 | median / p99 ms | / ours | batch of 256, ms a query | inserts a second |")
     print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
@@ -115,7 +110,7 @@ def main() -> None:
         for name in [*OURS, *PACKAGES]:
             if options.only and name not in (OURS[0], *options.only):
                 continue
-            figures = measured(name, Path(folder), options.peers or options.install)
+            figures = measured(name, Path(folder), options.peers or options.install, options.recall)
             if figures is not None:
                 ours = ours or figures
                 print(row(name, figures, ours), flush=True)

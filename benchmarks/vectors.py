@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["embedded", "mixture", "queries_near"]
+__all__ = ["add_options", "given", "mixture", "queries_near"]
 
 _PARTS = ("noun", "verb", "adj", "adv")
 
@@ -40,11 +40,23 @@ def queries_near(vectors: np.ndarray, count: int, seed: int = 1) -> np.ndarray:
     return np.asarray(near + 0.05 * random.standard_normal(near.shape), dtype=np.float32)
 
 
-def embedded(path: Path, held_out: int) -> tuple[np.ndarray, np.ndarray]:
-    """Read embeddings; return those that are searched, and some others as queries."""
-    found = np.load(path)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which vectors."""
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--dimension", type=int, default=384)
+    parser.add_argument("--embeddings", type=Path)
+
+
+def given(options: argparse.Namespace, queries: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return vectors, and so many queries: some of the embeddings, or what is made."""
+    if options.embeddings is None:
+        vectors = mixture(options.rows, options.dimension)
+        print(f"{len(vectors):,} x {vectors.shape[1]}, synthetic", flush=True)
+        return vectors, queries_near(vectors, queries)
+    found = np.load(options.embeddings)
     order = np.random.default_rng(1).permutation(len(found))
-    return np.ascontiguousarray(found[order[held_out:]]), found[order[:held_out]]
+    print(f"{len(found) - queries:,} x {found.shape[1]}, {options.embeddings.stem}", flush=True)
+    return np.ascontiguousarray(found[order[queries:]]), found[order[:queries]]
 
 
 def _glosses(folder: Path, count: int) -> list[str]:

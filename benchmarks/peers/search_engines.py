@@ -1,4 +1,4 @@
-"""One search library on given vectors: ``search_engines.py NAME FOLDER`` prints its figures as JSON.
+"""One search library on given vectors: ``search_engines.py NAME FOLDER RECALL`` prints its figures as JSON.
 
 ``FOLDER`` holds ``vectors.npy``, ``queries.npy`` and ``truth.npy`` (the rows of the ten nearest). All search on one
 thread, one query at a time and in one batch; graphs are built on two. Each library runs in an environment and a
@@ -22,7 +22,7 @@ import numpy as np
 N = 10
 BUILDERS = 2
 EFFORTS = (16, 32, 64, 128, 256, 512)
-"""How many candidates a graph looks at: the first with recall@10 of 0.99 counts."""
+"""How many candidates a graph looks at: the first with the recall@10 that is wanted counts."""
 
 INSERTS = (1_000, 20_000)
 """Vectors that are added at the end, 1 000 at a time; more to us, whose codes are made every now and then."""
@@ -293,7 +293,7 @@ def timed(step: Callable[[], Any]) -> float:
     return time.perf_counter() - begin
 
 
-def measure(engine: Engine, queries: Rows, truth: Rows, wanted: float = 0.99) -> dict[str, Any]:
+def measure(engine: Engine, queries: Rows, truth: Rows, wanted: float) -> dict[str, Any]:
     """Measure at the least effort that finds enough, or the most there is."""
     for effort in engine.efforts:
         if (found := recall(engine, queries, truth, effort)) >= wanted:
@@ -310,12 +310,12 @@ def measure(engine: Engine, queries: Rows, truth: Rows, wanted: float = 0.99) ->
 
 def main() -> None:
     """Build, measure, print."""
-    name, folder = sys.argv[1], Path(sys.argv[2])
+    name, folder, wanted = sys.argv[1], Path(sys.argv[2]), float(sys.argv[3])
     vectors, queries, truth = (np.load(folder / f"{part}.npy") for part in ("vectors", "queries", "truth"))
     begin = time.perf_counter()
     engine = ENGINES[name](vectors)
     figures = {"build": time.perf_counter() - begin}
-    figures |= measure(engine, queries, truth)
+    figures |= measure(engine, queries, truth, wanted)
     if (insert := engine.insert) is not None:
         count = INSERTS[name.startswith("superduper")]
         rows = np.resize(vectors[::-1], (count, vectors.shape[1]))
