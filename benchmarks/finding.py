@@ -355,7 +355,10 @@ def main() -> None:
         if part.__name__ in parts:
             part(vectors, queries)
     if {"refined", "http"} & set(parts):
-        with tempfile.TemporaryDirectory() as folder, Mongod.attach(Path(folder), cache_gb=1.0) as mongod:
+        with (
+            tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+            Mongod.attach(Path(folder), cache_gb=1.0) as mongod,
+        ):
             fill(mongod.uri, vectors)
             for served in [refined, http]:
                 if served.__name__ in parts:

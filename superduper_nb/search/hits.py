@@ -47,13 +47,23 @@ class Candidates(NamedTuple):
 
     def beside(self, more: list[Slots]) -> Candidates:
         """Return them with some more for each query, that are in no doubt."""
-        shape = len(more), max(map(len, more))
-        slots, there = np.zeros(shape, dtype=np.intp), np.zeros(shape, dtype=bool)
-        for i, some in enumerate(more):
-            slots[i, : len(some)], there[i, : len(some)] = some, True
-        before = np.ones(self.slots.shape, dtype=bool) if self.there is None else self.there
-        doubtful = np.hstack([self.doubtful, np.zeros(shape, dtype=bool)])
-        return Candidates(np.hstack([self.slots, slots]), np.hstack([before, there]), doubtful)
+        slots, there = _filled_up(more)
+        doubtful = np.hstack([self.doubtful, np.zeros(slots.shape, dtype=bool)])
+        if there is not None or self.there is not None:
+            known = [(self.there, self.slots), (there, slots)]
+            there = np.hstack([np.ones(of.shape, dtype=bool) if some is None else some for some, of in known])
+        return Candidates(np.hstack([self.slots, slots]), there, doubtful)
+
+
+def _filled_up(rows: list[Slots]) -> tuple[Slots, Flags | None]:
+    """Return rows as one array, and which of it they are; None: all."""
+    if len(set(map(len, rows))) == 1:
+        return np.stack(rows), None
+    slots = np.zeros((len(rows), max(map(len, rows))), dtype=np.intp)
+    there = np.zeros(slots.shape, dtype=bool)
+    for i, row in enumerate(rows):
+        slots[i, : len(row)], there[i, : len(row)] = row, True
+    return slots, there
 
 
 def best(
