@@ -106,7 +106,6 @@ class Registry(Mapping[str, Any]):
                 f"The {self._kind} {id!r} is used by {', '.join(users)}. Delete those first, or pass force=True."
             )
         self._workspace.store.delete(self._kind, id, collection=self._collection)
-        self._workspace.changed()
         if self._kind in TASKS:
             RunStore(self._workspace.store.database).forget(self._kind, self._collection, id)
         if component.kind == "watcher":
@@ -116,6 +115,7 @@ class Registry(Mapping[str, Any]):
             self._unset(like_path(id), note_path(id))
         elif component.kind == "validation_set":
             ValidationStore(self._workspace.store.database).forget(self._collection, id)
+        self._workspace.changed()
 
     def _unset(self, path: str, note: str) -> None:
         """Take out of all documents what was kept in them."""

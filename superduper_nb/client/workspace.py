@@ -57,6 +57,8 @@ class Workspace:
         self._looked = float("-inf")
         self._codecs: dict[Any, Codec] = {}
         self._codecs_read = float("-inf")
+        self._unheard = float("-inf")
+        """When the cluster did not answer: one that hangs is not waited for again and again."""
 
     @property
     def services(self) -> Services:
@@ -102,7 +104,8 @@ class Workspace:
         """Note that this client registered or deleted something, and tell the cluster."""
         self._managed, self._looked = True, time.monotonic()
         self._codecs = {}
-        self.announce([])
+        if time.monotonic() - self._unheard > _LOOK_EVERY_S:
+            self.announce([])
 
     @property
     def codec(self) -> Codec:
@@ -193,8 +196,10 @@ class Workspace:
 
     def announce(self, jobs: Collection[str]) -> None:
         """Have recorded jobs looked at now. They are found without it, so a server that is away fails no write."""
-        with suppress(ServiceError):
+        try:
             self.services.notify(self.name, list(jobs))
+        except ServiceError:
+            self._unheard = time.monotonic()
 
     def backfill(self, watchers: Sequence[Watcher], parents: Sequence[str] = ()) -> dict[str, str]:
         """Record the jobs that compute watchers' outputs for all documents there are, after their parents."""

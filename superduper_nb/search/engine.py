@@ -116,11 +116,11 @@ class SearchEngine:
         vectors: Any = [request.vector for request in requests]
         try:
             component, plans, stages, partial = self._searched(replace(first, vector=vectors))
+            said = self._said(first, component, plans[0], stages, partial)
         except InvalidInputError:  # whose vector it is, each learns alone
             return list(map(self._outcome, requests))
         except Exception as error:
             return [error] * len(requests)
-        said = self._said(first, component, plans[0], stages, partial)
         return [
             SearchReply(**_columns([plan], many=False), candidates=plan.candidates, survivors=plan.survivors, **said)
             for plan in plans

@@ -46,9 +46,10 @@ class Candidates(NamedTuple):
     doubtful: Flags
 
     def beside(self, more: list[Slots]) -> Candidates:
-        """Return them with some more for each query, that are in no doubt."""
+        """Return them with some more for each query: in no doubt, unless all others are."""
         slots, there = _filled_up(more)
-        doubtful = np.hstack([self.doubtful, np.zeros(slots.shape, dtype=bool)])
+        lost = np.broadcast_to(self.doubtful.all(axis=1, keepdims=True), slots.shape)
+        doubtful = np.hstack([self.doubtful, lost])
         if there is not None or self.there is not None:
             known = [(self.there, self.slots), (there, slots)]
             there = np.hstack([np.ones(of.shape, dtype=bool) if some is None else some for some, of in known])

@@ -25,7 +25,8 @@ _DEEPER: Final = 4
 _MASKED: Final = 24
 """To gather a row and compare it takes about as long as to scan the codes of so many."""
 _TOGETHER: Final = 16
-"""Queries whose candidates are scored at a time: so many fit the cache."""
+_ROWS: Final = 4096
+"""Queries whose candidates are scored at a time, and candidates of them all: so many fit the cache."""
 
 
 class Scorer:
@@ -94,7 +95,8 @@ class Scorer:
         left, depth = list(range(len(queries))), (view.depth or 0) + 2 * max(0, n - CALIBRATED_N)
         coded = view.coded if only is None else only.before(view.coded)
         while left and coded and view.depth is not None and self._gains(view, depth):
-            for some in map(list, partition_all(_TOGETHER, left)):
+            together = max(1, min(_TOGETHER, _ROWS // (depth * len(view.segments))))
+            for some in map(list, partition_all(together, left)):
                 asked = queries[some] if len(queries) > 1 else queries
                 candidates = self._candidates(view, asked, depth, n, only)
                 for i, hits in zip(some, best_of_each(view.rows, candidates, asked, n, self._measure), strict=True):

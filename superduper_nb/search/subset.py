@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import ref
 
 import numpy as np
 
@@ -30,7 +31,7 @@ class Places:
 
     moment: object
     slots: Slots
-    _allowed: tuple[tuple[Segment, ...], list[Allowed | None]] = field(default=((), []))
+    _allowed: tuple[list[ref[Segment]], list[Allowed | None]] = field(default=([], []))
 
     def before(self, slot: int) -> int:
         """Return how many slots are before one."""
@@ -38,14 +39,15 @@ class Places:
 
     def allowed(self, view: View, measure: Measure) -> list[Allowed | None]:
         """Return what restricts a search of each segment's codes to these; made when it is first asked for."""
-        segments, allowed = self._allowed
-        if segments is not view.segments:
+        # Else a list that is kept would keep the codes of an index that is gone.
+        (known, allowed), segments = self._allowed, list(map(ref, view.segments))
+        if known != segments:
             rows = view.rows
             allowed = [
                 segment.allowed(self.slots, lambda some: as_coded(measure, rows.vectors[some], rows.norms[some]))
                 for segment in view.segments
             ]
-            self._allowed = view.segments, allowed
+            self._allowed = segments, allowed
         return allowed
 
 

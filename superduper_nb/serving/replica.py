@@ -115,9 +115,10 @@ class Replica:
             self._dropped.append(stream)
             self.wake()
 
-    def holds(self, name: tuple[str, str]) -> bool:
-        """Say whether the child has a model in memory."""
-        return any((about.database, about.model) == name for about in self.loaded.models)
+    def holds(self, name: tuple[str, str], version: int | None = None) -> bool:
+        """Say whether the child has a model in memory, in this version or any."""
+        held = [about.version for about in self.loaded.models if (about.database, about.model) == name]
+        return bool(held) if version is None else version in held
 
     async def serve(self) -> None:
         """Run batches until cancelled."""
@@ -248,7 +249,7 @@ class Replica:
         if first.version is not None or first.message is not None or first.asked.read is not None:
             return await self._exchange(child, first.message or run, first.name, latest)
         known = self._newest.lately(first.name)
-        if known is not None and self.holds(first.name):
+        if known is not None and self.holds(first.name, known):
             return await self._exchange(child, replace(run, version=known), first.name, latest)
         return await self._asking(child, run, latest)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
+from pymongo.errors import AutoReconnect
 
 from superduper_nb.errors import InvalidInputError, NotFoundError
 from superduper_nb.search import IndexOptions, SearchReply, SearchRequest
@@ -90,3 +92,16 @@ def test_a_figure_stays_when_its_index_goes(corpus: Any) -> None:
     with pytest.raises(InvalidInputError):
         made.ask([1.0])
     assert made.engine.figures()[0]["searches"][-1] == ("+Inf", 1)
+
+
+def test_what_goes_wrong_behind_a_search_is_told_to_each_of_those_that_went_together(
+    corpus: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = corpus("dot")
+    made.insert([[1.0], [2.0]])
+    made.ask([1.0])
+    gone = AutoReconnect("MongoDB is gone")
+    monkeypatch.setattr(made.engine, "_pending_lately", Mock(side_effect=gone))
+    where = {"database": made.database.name, "collection": "docs"}
+    requests = [SearchRequest(**where, vector=[float(i + 1)]) for i in range(3)]
+    assert made.engine.search_each(requests) == [gone] * 3

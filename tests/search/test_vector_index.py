@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +155,33 @@ def test_dead_rows_do_not_use_up_the_candidates(coded: Any) -> None:
     near = index.search(vectors[5], 2000, exact=True).ids
     index.remove(near)
     assert index.search(vectors[5], 10).ids == index.search(vectors[5], 10, exact=True).ids
+
+
+def test_where_all_candidates_are_dead_those_behind_them_count_and_not_only_the_newest() -> None:
+    vectors = rows(6000)
+    vectors[:2000] = vectors[0] + 0.01 * vectors[:2000]
+    vectors[2000:2200] = vectors[0] + 0.5 * vectors[2000:2200]
+    index = VectorIndex(Measure("cosine"), IndexOptions(kind="scan", depth=32))
+    index.put(list(range(5500)), vectors[:5500])
+    index.put(list(range(5500, 6000)), vectors[5500:])  # there is room behind it: nothing moves below
+    index.settle()
+    index.remove(list(range(2000)))
+    index.put(list(range(7000, 7020)), rows(20, seed=11))
+    truth = index.search(vectors[0], 10, exact=True).ids
+    assert max(truth) < 7000
+    assert index.search(vectors[0], 10).ids == truth
+    assert [hits.ids for hits in index.search_many([vectors[0]] * 3, 10)] == [truth] * 3
+
+
+def test_a_list_that_is_kept_keeps_no_codes(coded: Any) -> None:
+    index = coded("cosine", rows(6000))
+    subset = Subset(list(range(0, 6000, 2)))
+    assert index.search(rows(1)[0], 10, among=subset).kind == "scan"
+    codes = weakref.ref(segments_of(index)[0].codes)
+    del index
+    gc.collect()
+    assert codes() is None
+    assert len(subset) == 3000
 
 
 def test_tight_clusters_are_searched_deeper_or_exactly(coded: Any) -> None:
