@@ -139,11 +139,14 @@ class Scorer:
 
 
 def _living(view: View, found: Found, n: int) -> Candidates:
-    """Return those that are of this moment and alive; all in doubt where these are too few, and not all were seen."""
+    """Return those that are of this moment and alive; all in doubt where a segment gave too few of more."""
     known = found.slots < view.coded
     slots = np.where(known, found.slots, 0)
     there = known if view.alive is None else known & view.alive[slots]
-    short = (there.sum(axis=1) < n) & (known.sum(axis=1) < view.coded)
+    short = np.zeros(len(slots), dtype=bool)
+    for segment in view.segments:
+        here = (found.slots >= segment.start) & (found.slots < segment.stop)
+        short |= ((here & there).sum(axis=1) < n) & (here.sum(axis=1) < segment.stop - segment.start)
     return Candidates(slots, there, found.doubtful | short[:, None])
 
 

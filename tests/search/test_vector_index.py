@@ -173,6 +173,21 @@ def test_where_all_candidates_are_dead_those_behind_them_count_and_not_only_the_
     assert [hits.ids for hits in index.search_many([vectors[0]] * 3, 10)] == [truth] * 3
 
 
+def test_one_segment_is_searched_deeper_where_its_candidates_are_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coding, "_SEGMENT", 8000)
+    vectors = rows(18_000)
+    vectors[:1500] = vectors[0] + 0.01 * vectors[:1500]
+    vectors[1500:1700] = vectors[0] + 0.3 * vectors[1500:1700]
+    index = VectorIndex(Measure("cosine"), IndexOptions(kind="scan", depth=32))
+    index.put(list(range(18_000)), vectors)
+    index.settle()
+    assert len(segments_of(index)) > 1
+    index.remove(list(range(1500)))
+    truth = index.search(vectors[0], 10, exact=True).ids
+    assert max(truth) < 1700
+    assert index.search(vectors[0], 10).ids == truth
+
+
 def test_a_list_that_is_kept_keeps_no_codes(coded: Any) -> None:
     index = coded("cosine", rows(6000))
     subset = Subset(list(range(0, 6000, 2)))
