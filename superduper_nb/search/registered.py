@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 from bson import Timestamp
 from pymongo import MongoClient
@@ -15,6 +15,7 @@ from pymongo.database import Database
 from pymongo.errors import InvalidName
 
 from superduper_nb.components.cache import CachedStore
+from superduper_nb.components.lately import Lately
 from superduper_nb.components.store import Component, ComponentStore
 from superduper_nb.errors import InvalidInputError, NotFoundError
 from superduper_nb.models.loading import Loader
@@ -25,8 +26,6 @@ from superduper_nb.search.together import Together
 from superduper_nb.search.values import SearchRequest
 
 __all__ = ["Registered", "chosen", "watcher_of"]
-
-_LATELY_S: Final = 0.1
 
 
 class Registered:
@@ -45,7 +44,7 @@ class Registered:
         self._looks: dict[str, Together[None, None]] = {}
         """Whether something new is registered: asked once for all searches that came meanwhile."""
         self._asked: dict[str, tuple[Timestamp | None, float]] = {}
-        self._told: dict[str, float] = {}
+        self._lately = Lately()
 
     def now(self, database: str) -> Loader:
         """Return what is registered in a database, as of now."""
@@ -60,13 +59,13 @@ class Registered:
         return loader
 
     def lately(self, database: str, after: Timestamp | None) -> Loader:
-        """Return what was registered a tenth of a second ago, or later.
+        """Return what was registered a moment ago (`Lately`).
 
-        It is asked anew before that where this process was told of something new, and where somebody asks `after`
-        another time than who asked last: who has waited for jobs sees what they are of.
+        It is asked anew, too, where somebody asks `after` another time than who asked last: who has waited for jobs
+        sees what they are of.
         """
         of, at = self._asked.get(database, (None, float("-inf")))
-        if of == after and self._told.get(database, 0.0) < at and time.monotonic() - at < _LATELY_S:
+        if of == after and self._lately.counts(database, at):
             return self._known[database]
         begin = time.monotonic()
         loader = self.now(database)
@@ -75,7 +74,7 @@ class Registered:
 
     def told(self, database: str) -> None:
         """Be told that something new may be registered."""
-        self._told[database] = time.monotonic()
+        self._lately.tell(database)
 
     def known(self, database: str) -> Loader:
         """Return what was registered when that was last asked."""

@@ -90,6 +90,7 @@ class Engines:
     def notify(self, database: str, jobs: Collection[str]) -> None:
         """Be told that something was registered, or that these jobs were recorded."""
         self._search.registered(database)
+        self._models.registered(database)
 
     def indexes(self) -> list[dict[str, Any]]:
         """List the indexes in memory."""

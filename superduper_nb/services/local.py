@@ -110,7 +110,6 @@ class LocalServices(Engines):
     def notify(self, database: str, jobs: Collection[str]) -> None:
         """Have the dispatcher look at once."""
         super().notify(database, jobs)
-        self._server.registered(database)
         self._dispatcher.notify(database)
 
     def close(self) -> None:

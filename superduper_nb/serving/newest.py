@@ -13,6 +13,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
+from superduper_nb.components.lately import Lately
 from superduper_nb.errors import NotFoundError
 from superduper_nb.serving.values import Current
 
@@ -22,7 +23,6 @@ log = logging.getLogger(__name__)
 
 _PATIENCE_S: Final = 2.0
 _ASK_AGAIN_S: Final = 5.0
-_LATELY_S: Final = 0.1
 
 
 class Newest:
@@ -39,13 +39,12 @@ class Newest:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="superduper-newest")
         self._ask_at = 0.0
         self._known: dict[tuple[str, str], tuple[int, float]] = {}
-        self._told: dict[str, float] = {}
+        self._lately = Lately()
 
     def lately(self, name: tuple[str, str]) -> int | None:
         """Return the version that was the newest a moment ago; None where it is to be asked for."""
         version, at = self._known.get(name, (None, 0.0))
-        known = time.monotonic() - at < _LATELY_S and self._told.get(name[0], 0.0) < at
-        return version if known else None
+        return version if self._lately.counts(name[0], at) else None
 
     def note(self, name: tuple[str, str], version: int, at: float) -> None:
         """Hear of a version that was the newest after `at`."""
@@ -53,7 +52,7 @@ class Newest:
 
     def tell(self, database: str) -> None:
         """Say, in any thread, that something was registered in a database or deleted there."""
-        self._told[database] = time.monotonic()
+        self._lately.tell(database)
 
     async def is_newest(self, name: tuple[str, str], version: int) -> bool:
         """Say whether a version of a model is still the newest; where nobody can say, it counts."""

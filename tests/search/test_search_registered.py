@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from superduper_nb.components import lately
 from superduper_nb.components.store import ComponentStore
 from superduper_nb.errors import NotFoundError
-from superduper_nb.search import registered
 from tests.search.conftest import Corpus
 from tests.waiting import until
 
@@ -16,7 +16,7 @@ from tests.waiting import until
 @pytest.fixture
 def made(corpus: Any, monkeypatch: pytest.MonkeyPatch) -> Corpus:
     """Return vectors whose index was searched just now; by itself nothing is asked for again."""
-    monkeypatch.setattr(registered, "_LATELY_S", 3600.0)
+    monkeypatch.setattr(lately, "_LATELY_S", 3600.0)
     made: Corpus = corpus("dot")
     made.insert([[1.0], [2.0]])
     assert made.ask([1.0]).ids == [1, 0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -132,7 +133,7 @@ def test_a_version_counts_as_the_newest_for_a_moment_unless_a_new_one_was_told_o
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now, name = SimpleNamespace(s=100.0), ("shop", "m")
-    monkeypatch.setattr("superduper_nb.serving.newest.time", SimpleNamespace(monotonic=lambda: now.s))
+    monkeypatch.setattr("superduper_nb.components.lately.time", SimpleNamespace(monotonic=lambda: now.s))
     newest = Newest(lambda database, model: 0)
     assert newest.lately(name) is None
     newest.note(name, 3, now.s)
@@ -194,6 +195,24 @@ def test_versions_are_swapped_under_load_without_an_error(server: ModelServer, t
             publish(tmp_path, model, version)
             server.registered(str(tmp_path))
         assert all(seen == sorted(seen) for seen in answers)
+
+
+def test_no_process_loads_a_version_twice(make_server: MakeServer, tmp_path: Path) -> None:
+    server = make_server(replicas=2)
+
+    def ask(_: int) -> int:
+        time.sleep(0.005)  # now and then a process has nothing to do, while the other changes over
+        return server.predict(str(tmp_path), "compiled", [0] * 5).version
+
+    with ThreadPoolExecutor(8) as pool:
+        for version in (1, 2, 3):
+            (tmp_path / str(version)).touch()  # it loads without waiting
+            publish(tmp_path, "compiled", version)
+            server.registered(str(tmp_path))
+            until(lambda v=version: set(pool.map(ask, range(300))) == {v}, "both processes serve it")
+    loads = (tmp_path / "loads").read_text().split("\n")[:-1]
+    assert len({line.split()[0] for line in loads}) == 2
+    assert len(loads) == len(set(loads))
 
 
 def test_a_compiled_model_is_served_until_its_next_version_is_ready(server: ModelServer, tmp_path: Path) -> None:
