@@ -2,7 +2,8 @@
 
 Run it with ``python benchmarks/keeping.py [filters] [find] [inserts] [load]``; it starts a MongoDB of its own. Each
 figure stands beside its yardstick, measured in the same run. ``--peers FOLDER`` has ``find`` measure other libraries
-beside pymongo, too, in the environments that ``search.py --install FOLDER`` made; ``--only NAME …`` some of them.
+beside pymongo, too, in the environments that ``search.py --install FOLDER`` made; ``--only NAME …`` some of them. Of
+graphs, the least effort counts that finds ``--recall``.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def find(uri: str, vectors: np.ndarray, queries: np.ndarray) -> None:
                 say("  each time another filter", took, "ms")
 
 
-def peers(uri: str, vectors: np.ndarray, queries: np.ndarray, folder: Path, only: list[str] | None) -> None:
+def peers(uri: str, vectors: np.ndarray, queries: np.ndarray, options: argparse.Namespace) -> None:
     """Find documents by other libraries and pymongo."""
     shares = (1.0, *SHARES)
     found = MongoClient[dict[str, Any]](uri)["bench"]["docs"].find({}, {"p": 1}).sort("_id")
@@ -101,9 +102,9 @@ def peers(uri: str, vectors: np.ndarray, queries: np.ndarray, folder: Path, only
         np.save(Path(made) / "queries.npy", queries)
         (Path(made) / "truths.json").write_text(json.dumps({share: t.tolist() for share, t in truths.items()}))
         for name, package in PACKAGES.items():
-            python = folder / package / "bin" / "python"
-            if python.exists() and (not only or name in only):
-                for share, figures in peer(name, [python, name, made, uri], made).items():
+            python = options.peers / package / "bin" / "python"
+            if python.exists() and (not options.only or name in options.only):
+                for share, figures in peer(name, [python, name, made, uri, options.recall], made).items():
                     said = f"recall {figures['recall']:.3f}"
                     say(f"{name} + pymongo, {float(share):.1%} match", figures["ms"], "ms", said)
 
@@ -113,7 +114,7 @@ def peer(name: str, command: list[Any], folder: str) -> Mapping[str, Any]:
     script, packages = HERE / "peers" / "search_documents.py", Path(pymongo.__file__).parents[1]
     environment = {**os.environ, **ONE_THREAD, "BENCH_FOLDER": folder}
     done = subprocess.run(
-        [command[0], script, *command[1:], packages], env=environment, capture_output=True, text=True, check=False
+        [command[0], script, *map(str, command[1:]), packages], env=environment, capture_output=True, text=True, check=False
     )
     if done.returncode:
         print(f"{name}: {done.stderr.strip().splitlines()[-1]}", flush=True)
@@ -246,6 +247,7 @@ def main() -> None:
     add_options(parser)
     parser.add_argument("--peers", type=Path)
     parser.add_argument("--only", nargs="*")
+    parser.add_argument("--recall", type=float, default=0.99)
     options = parser.parse_args()
     vectors, queries = given(options, QUERIES)
     with (
@@ -256,7 +258,7 @@ def main() -> None:
         for name in parts if "all" in options.parts else options.parts:
             parts[name](mongod.uri, vectors, queries)
             if name == "find" and options.peers:
-                peers(mongod.uri, vectors, queries, options.peers, options.only)
+                peers(mongod.uri, vectors, queries, options)
 
 
 if __name__ == "__main__":

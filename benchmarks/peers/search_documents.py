@@ -1,4 +1,4 @@
-"""One search library beside MongoDB: ``search_documents.py NAME FOLDER URI PACKAGES`` prints its figures as JSON.
+"""One search library beside MongoDB: ``search_documents.py NAME FOLDER URI RECALL PACKAGES`` prints figures as JSON.
 
 The nearest come from the library, their documents from MongoDB by pymongo (which is taken from ``PACKAGES`` where the
 library's environment has none). Under a filter, the library's own is used where it has one; `faiss knn` compares those
@@ -23,17 +23,19 @@ import search_engines as engines
 
 N = engines.N
 REPEATS = 41
+EFFORTS = tuple(step << power for power in range(14) for step in (16, 24))
+"""Of graphs: for as many as are fetched, at least."""
 
 Rows = np.ndarray
 Nearest = Callable[[Rows, int, float], list[int]]
 """(query, how many, share that may pass) -> rows, best first."""
 
 
-def graph(name: str, vectors: Rows, queries: Rows, truth: Rows) -> Nearest:
-    """Return a graph without filters, at the least effort that finds 0.99 of the ten nearest."""
-    engines.EFFORTS = tuple(2**power for power in range(4, 18))  # as many as are fetched, at least
+def graph(name: str, vectors: Rows, queries: Rows, truth: Rows, recall: float) -> Nearest:
+    """Return a graph without filters, at the least effort that finds so much of the ten nearest."""
+    engines.EFFORTS = EFFORTS
     engine = engines.ENGINES[name](vectors)
-    least = next((e for e in engine.efforts if engines.recall(engine, queries, truth, e) >= 0.99), engine.efforts[-1])
+    least = next((e for e in engine.efforts if engines.recall(engine, queries, truth, e) >= recall), engine.efforts[-1])
 
     def search(query: Rows, n: int, _: float) -> list[int]:
         engines.N = n  # how many they return is the module's
@@ -104,13 +106,13 @@ FILTERING = {"lancedb": lancedb, "chroma": chroma, "qdrant": qdrant}
 class Finder:
     """Finds documents: the library's nearest, and MongoDB's documents of them."""
 
-    def __init__(self, name: str, vectors: Rows, queries: Rows, truth: Rows, docs: Any) -> None:
+    def __init__(self, name: str, vectors: Rows, queries: Rows, truth: Rows, recall: float, docs: Any) -> None:
         self._docs, self._vectors, self._filters = docs, vectors, name in FILTERING
         if name in FILTERING:
             p = {document["_id"]: document["p"] for document in docs.find({}, {"p": 1})}
             self._nearest = FILTERING[name](vectors, np.array([p[row] for row in range(len(vectors))]))
         else:
-            self._nearest = graph(name, vectors, queries[:100], truth[:100])
+            self._nearest = graph(name, vectors, queries[:100], truth[:100], recall)
         self.find = self._listed_first if name == "faiss knn" else self._nearest_first
 
     def _nearest_first(self, query: Rows, share: float) -> list[Any]:
@@ -143,13 +145,13 @@ class Finder:
 def main() -> None:
     """Build, measure, print."""
     name, folder = sys.argv[1], Path(sys.argv[2])
-    sys.path.append(sys.argv[4])
+    sys.path.append(sys.argv[5])
     from pymongo import MongoClient
 
     docs = MongoClient(sys.argv[3])["bench"]["docs"]
     vectors, queries = (np.load(folder / f"{part}.npy") for part in ("vectors", "queries"))
     truths: dict[str, Any] = json.loads((folder / "truths.json").read_text())
-    finder = Finder(name, vectors, queries, np.array(truths["1.0"]), docs)
+    finder = Finder(name, vectors, queries, np.array(truths["1.0"]), float(sys.argv[4]), docs)
     figures = {}
     for given, truth in truths.items():
         share, found, taken = float(given), [], []
