@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import json
 import multiprocessing
 import os
@@ -25,6 +26,7 @@ from urllib.parse import urlsplit
 import bson
 import numpy as np
 from bson.binary import Binary
+from load import Load, load
 from pymongo import MongoClient
 from vectors import add_options, given
 
@@ -37,6 +39,7 @@ from superduper_nb.search.measures import Measure
 SECONDS = 6.0
 QUERIES = 256
 CONNECTIONS = 16
+ROUNDS = 5
 TOKEN = "benchmark"
 
 
@@ -216,30 +219,67 @@ def _request(vector: Any, **options: Any) -> SearchRequest:
 
 
 def http(uri: str, vectors: np.ndarray, queries: np.ndarray) -> None:
-    """Compare 16 connections to the server with 16 threads of the engine; look how others fare meanwhile."""
-    with engine_of(uri, len(vectors)) as engine:
-        alone = median_ms(lambda i: engine.search(_request(queries[i])), 200)
-        rate, latency = _threads(lambda i: engine.search(_request(queries[i % 256])), CONNECTIONS, SECONDS)
-    say("engine, one thread", alone, "ms", "yardstick")
-    say(f"engine, {CONNECTIONS} threads", rate, "/s", f"median {latency:.2f} ms, yardstick")
-    with tempfile.TemporaryDirectory() as home, server(Path(home), uri) as url:
+    """Compare 16 connections to the server with 16 threads of the engine; look how others fare meanwhile.
+
+    The engine and the server are measured by turns: the machine is not the same from one minute to the next.
+    """
+    context = multiprocessing.get_context("spawn")
+    with (
+        engine_of(uri, len(vectors)) as engine,
+        tempfile.TemporaryDirectory() as home,
+        server(Path(home), uri) as url,
+        context.Pool(1) as loader,
+        context.Pool(1) as prober,
+    ):
         call = Caller(url)
         settled(lambda: call.json("GET", "superduper/api/v1/indexes/bench/docs/near"), len(vectors))
-        bodies = [_body(query) for query in queries]
-        requests = [call.request("POST", "superduper/api/v1/search", body) for body in bodies]
-        idle = probed(url, 2.0)
-        took, _ = asyncio.run(load(call, requests, 1, 3.0))
-        one = float(np.median(took)) * 1000
-        say("POST search, one connection", one, "ms", f"{one - alone:+.2f} ms beside the engine")
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            others = pool.apply_async(probed, (url, SECONDS))
-            took, seconds = asyncio.run(load(call, requests, CONNECTIONS, SECONDS))
-            busy = others.get()
-        through = len(took) / seconds
-        say(f"POST search, {CONNECTIONS} connections", through, "/s", f"{through / rate:.2f} of the engine")
-        say("  p99", float(np.percentile(took, 99)) * 1000, "ms")
-        say("another handler, idle: p99", float(np.percentile(idle, 99)), "ms")
-        say("another handler, meanwhile: p99", float(np.percentile(busy, 99)), "ms", f"median {np.median(busy):.2f}")
+        requests = [call.request("POST", "superduper/api/v1/search", _body(query)) for query in queries]
+
+        def ask(connections: int, seconds: float) -> Load:
+            return loader.apply(load, ((call.host, call.port), requests, connections, seconds))
+
+        def search(i: int) -> Any:
+            return engine.search(_request(queries[i % len(queries)]))
+
+        _check([search(i).ids for i in range(len(queries))], ask(CONNECTIONS, 1.0))
+        gc.freeze()  # as the server does
+        _one(search, ask)
+        _many(search, ask)
+        idle = prober.apply(probed, (url, 2.0))
+        others = prober.apply_async(probed, (url, SECONDS))
+        ask(CONNECTIONS, SECONDS)
+        busy = others.get()
+    say("another handler, idle: p99", float(np.percentile(idle, 99)), "ms")
+    say("another handler, meanwhile: p99", float(np.percentile(busy, 99)), "ms", f"median {np.median(busy):.2f}")
+
+
+def _check(expected: list[list[Any]], got: Load) -> None:
+    """See to it that the server answers what the engine does."""
+    assert got.answers
+    assert all(bson.decode(body)["ids"] == expected[i] for i, body in got.answers.items())
+
+
+def _one(search: Callable[[int], Any], ask: Callable[[int, float], Load]) -> None:
+    """Compare one connection with one thread."""
+    pairs = [(median_ms(search, 200), float(np.median(ask(1, 1.0).taken)) * 1000) for _ in range(ROUNDS)]
+    say("engine, one thread", float(np.median([alone for alone, _ in pairs])), "ms", "yardstick")
+    beside = float(np.median([one - alone for alone, one in pairs]))
+    say("POST search, one connection", float(np.median([one for _, one in pairs])), "ms", f"{beside:+.2f} ms beside it")
+
+
+def _many(search: Callable[[int], Any], ask: Callable[[int, float], Load]) -> None:
+    """Compare many connections with as many threads."""
+    rounds = [(_threads(search, CONNECTIONS), ask(CONNECTIONS, SECONDS / 3)) for _ in range(ROUNDS)]
+    for (rate, latency), got in rounds:
+        say(f"engine, {CONNECTIONS} threads", rate, "/s", f"median {latency:.2f} ms, yardstick")
+        rest = f"p99 {np.percentile(got.taken, 99) * 1000:.1f} ms"
+        say(f"POST search, {CONNECTIONS} connections", got.rate, "/s", f"{got.rate / rate:.2f} of the engine, {rest}")
+    ratio = float(np.median([got.rate / rate for (rate, _), got in rounds]))
+    say("  median", ratio, "", f"of the engine; the client took {_client(rounds[-1][1]):.0f} us a request")
+
+
+def _client(got: Load) -> float:
+    return got.cpu / len(got.taken) * 1e6
 
 
 def _body(query: np.ndarray) -> bytes:
@@ -248,7 +288,7 @@ def _body(query: np.ndarray) -> bytes:
 
 
 class Caller:
-    """Makes requests as bytes: a client that costs next to nothing, for there are only so many cores."""
+    """Makes requests as bytes, and sends single ones."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
@@ -277,24 +317,6 @@ class Caller:
             return answer
 
         return dict(json.loads(asyncio.run(once())))
-
-
-async def load(call: Caller, requests: list[bytes], connections: int, seconds: float) -> tuple[list[float], float]:
-    """Send requests over so many connections at a time; return how long each took, and all."""
-    taken: list[float] = []
-    begin = time.perf_counter()
-
-    async def one(offset: int) -> None:
-        reader, writer = await asyncio.open_connection(call.host, call.port)
-        i = offset
-        while (sent := time.perf_counter()) < begin + seconds:
-            await call.send(reader, writer, requests[i % len(requests)])
-            taken.append(time.perf_counter() - sent)
-            i += connections
-        writer.close()
-
-    await asyncio.gather(*map(one, range(connections)))
-    return taken, time.perf_counter() - begin
 
 
 def probed(url: str, seconds: float) -> list[float]:
