@@ -113,9 +113,8 @@ def peer(name: str, command: list[Any], folder: str) -> Mapping[str, Any]:
     """Measure a library in a process of its own; return what was found for each share."""
     script, packages = HERE / "peers" / "search_documents.py", Path(pymongo.__file__).parents[1]
     environment = {**os.environ, **ONE_THREAD, "BENCH_FOLDER": folder}
-    done = subprocess.run(
-        [command[0], script, *map(str, command[1:]), packages], env=environment, capture_output=True, text=True, check=False
-    )
+    words = [command[0], script, *map(str, command[1:]), packages]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         print(f"{name}: {done.stderr.strip().splitlines()[-1]}", flush=True)
         return {}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from pymongo.command_cursor import CommandCursor
@@ -17,7 +19,7 @@ from superduper_nb.client.joining import Join
 from superduper_nb.documents.plain import has_nothing_to_decode
 from superduper_nb.errors import InvalidInputError
 from superduper_nb.search.ids import id_key
-from superduper_nb.search.values import SearchReply
+from superduper_nb.search.values import SearchReply, SearchRequest, expected
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +30,7 @@ __all__ = ["Cursor", "DecodingCommandCursor", "handed_out", "split_like"]
 
 Read = Callable[[Iterable[Any]], list[Any]]
 
-_OWN: Final = ("_search", "_read", "_features", "_join")
+_OWN: Final = ("_search", "_request", "_read", "_features", "_join")
 _PASSED_ON: Final = (
     *("_ordering", "_hint", "_collation", "_max_time_ms"),
     *("_comment", "_let", "_allow_disk_use", "_read_preference"),
@@ -53,7 +55,8 @@ class Cursor(PymongoCursor[_DocumentType]):
     """
 
     # Set on a cursor only where they are needed, so that any other one is pymongo's to the last attribute.
-    _search: Callable[[Mapping[str, Any]], SearchReply] | None = None
+    _search: Callable[[SearchRequest, Mapping[str, Any], bool], SearchReply] | None = None
+    _request: SearchRequest | None = None
     _read: Read | None = None
     _features: Features | None = None
     _join: Join | None = None
@@ -129,10 +132,9 @@ class Cursor(PymongoCursor[_DocumentType]):
     # --- searching -------------------------------------------------------------------------------------------------
 
     def _found(self) -> list[Any]:
-        assert self._search is not None
-        self._answer = reply = self._search(self._spec)
+        reply, documents = self._answered()
+        self._answer = reply
         rank = {id_key(id): i for i, id in enumerate(reply.ids)}
-        documents = list(self._of(reply.ids))
         for document in documents:
             i = rank[id_key(document["_id"])]
             _score(document, reply.scores[i], None if reply.distances is None else reply.distances[i])
@@ -147,6 +149,31 @@ class Cursor(PymongoCursor[_DocumentType]):
                 del document["_id"]
         self._retrieved = len(documents)
         return documents
+
+    def _answered(self) -> tuple[SearchReply, list[Any]]:
+        """Search; return what was found, and its documents, in any order."""
+        reply = self._searched(untested=self._join is None)
+        if not reply.untested:
+            return self._with_documents(reply)
+        assert self._request is not None
+        # Documents may be large: rather than read many more than are wanted, have them tested first.
+        n, most = self._request.n, 2 * int(expected(self._request.n))
+        reply, documents = self._with_documents(reply, most)
+        if n <= len(documents) < most:
+            return _best(reply, documents, n)
+        return self._with_documents(self._searched())
+
+    def _searched(self, *, untested: bool = False) -> SearchReply:
+        assert self._search is not None
+        assert self._request is not None
+        return self._search(self._request, self._spec, untested)
+
+    def _with_documents(self, reply: SearchReply, most: int = 0) -> tuple[SearchReply, list[Any]]:
+        """Return a reply that says how long it took to read the documents, and those; at most so many."""
+        begin = time.perf_counter()
+        documents = list(self._of(reply.ids).limit(most))
+        took = (time.perf_counter() - begin) * 1000
+        return replace(reply, stages_ms={**reply.stages_ms, "documents": took}), documents
 
     def _of(self, ids: list[Any]) -> PymongoCursor[Any]:
         """Return a cursor over these documents, with this one's options; the filter once more, as it is now."""
@@ -175,7 +202,7 @@ class Cursor(PymongoCursor[_DocumentType]):
         """Return the distinct values of a key; of the result, where this is a search."""
         if self._search is None:
             return list(super().distinct(key))
-        reply = self._search(self._spec)
+        reply = self._searched()
         return list(self._collection.distinct(key, {"_id": {"$in": reply.ids}}, session=self._session))
 
     def to_pandas(self) -> pd.DataFrame:
@@ -188,12 +215,20 @@ class Cursor(PymongoCursor[_DocumentType]):
         """Say how MongoDB runs the query; for a search, how that ran: strategy, candidates, time."""
         if self._search is None:
             return super().explain()
-        reply = self._search(self._spec)
-        begin = time.perf_counter()
-        found = len(list(self._of(reply.ids)))
-        stages = {**reply.stages_ms, "documents": (time.perf_counter() - begin) * 1000}
-        names = ("index", "strategy", "candidates", "survivors", "pending", "took_ms")
-        return {"search": {name: getattr(reply, name) for name in names} | {"stages_ms": stages, "found": found}}
+        reply, documents = self._answered()
+        names = ("index", "strategy", "candidates", "survivors", "pending", "took_ms", "stages_ms")
+        return {"search": {name: getattr(reply, name) for name in names} | {"found": len(documents)}}
+
+
+def _best(reply: SearchReply, matching: list[Any], n: int) -> tuple[SearchReply, list[Any]]:
+    """Return the answer, where a reply holds candidates of which these documents match: the first `n` of them."""
+    keys = {id_key(document["_id"]) for document in matching}
+    first = list(itertools.islice((i for i, id in enumerate(reply.ids) if id_key(id) in keys), n))
+    distances = reply.distances and [reply.distances[i] for i in first]
+    ids, scores = [reply.ids[i] for i in first], [reply.scores[i] for i in first]
+    answer = replace(reply, ids=ids, scores=scores, distances=distances, survivors=len(matching), untested=False)
+    keys = set(map(id_key, ids))
+    return answer, [document for document in matching if id_key(document["_id"]) in keys]
 
 
 def _score(document: Any, score: float, distance: float | None) -> None:

@@ -123,7 +123,7 @@ class FindingCollection(WritingCollection[_DocumentType]):
         }
         if like is not None:
             request = self._request(like, n=n, semantic_index=semantic_index, exact=exact, **asked)
-            cursor._search = lambda spec: self._searched(request, spec)
+            cursor._request, cursor._search = request, self._searched
         elif given := [name for name, value in asked.items() if value not in (None, 0.0)]:
             raise InvalidInputError(f"{given[0]}= goes with like=: say near to what.")
         return cursor
@@ -266,9 +266,12 @@ class FindingCollection(WritingCollection[_DocumentType]):
     def _of_here(self, **options: Any) -> SearchRequest:
         return SearchRequest(database=self.database.name, collection=self.name, **options)
 
-    def _searched(self, request: SearchRequest, filter: Mapping[str, Any] | None) -> SearchReply:
+    def _searched(
+        self, request: SearchRequest, filter: Mapping[str, Any] | None, untested: bool = False
+    ) -> SearchReply:
         workspace = self._workspace
-        asked = replace(request, filter=dict(filter) if filter else None, after=workspace.after)
+        among = dict(filter) if filter else None
+        asked = replace(request, filter=among, after=workspace.after, untested=untested)
         with stoppable("The search"):
             return workspace.services.search(asked)
 

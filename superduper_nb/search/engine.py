@@ -99,6 +99,7 @@ class SearchEngine:
             **_columns(plans, many=request.many),
             candidates=sum(plan.candidates for plan in plans),
             survivors=sum(plan.survivors for plan in plans),
+            untested=any(plan.untested for plan in plans),
             **self._said(request, component, plans[0], stages, partial),
         )
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from superduper_nb.search.hits import Hits
 from superduper_nb.search.measures import Floats
-from superduper_nb.search.plan import Hints, Matching, Plan, planned, planned_many
+from superduper_nb.search.plan import Hints, Matching, Plan, offered, planned, planned_many
 from superduper_nb.search.refine import Groups, Ranking, best_of_groups, fused, only, pool_size, spread
 from superduper_nb.search.searchable import Searchable
 from superduper_nb.search.stages import Stages
@@ -41,9 +41,18 @@ class Finding:
         self._index, self._matching, self._hints, self._stages = index, matching, hints, stages
 
     def nearest(self, query: Floats) -> Plan:
-        """Return the nearest `n` within the range of scores."""
+        """Return the nearest `n` within the range of scores; or candidates, where those will do."""
+        request = self.request
+        if request.untested and self._matching is not None and not (self._in_range or request.exact):
+            plan = offered(self._index, self._matching, query, request.n, self._hints)
+            if plan is not None:
+                return plan
         ranking = self._ranking(query)
-        return _as(ranking, ranking.take(self.request.n))
+        return _as(ranking, ranking.take(request.n))
+
+    @property
+    def _in_range(self) -> bool:
+        return self.request.min_score is not None or self.request.max_score is not None
 
     def batch(self, queries: Sequence[Floats]) -> list[Plan]:
         """Return the nearest for each query."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,8 +23,9 @@ from superduper_nb.search.remembered import MOST, Kept, Remembered
 from superduper_nb.search.searchable import Searchable
 from superduper_nb.search.stages import Stages
 from superduper_nb.search.subset import Subset
+from superduper_nb.search.values import expected
 
-__all__ = ["Hints", "Matching", "Plan", "check_filter", "planned", "planned_many", "said"]
+__all__ = ["Hints", "Matching", "Plan", "check_filter", "offered", "planned", "planned_many", "said"]
 
 _TIMEOUT_MS: Final = 30_000
 _FIRST_PROBE: Final = 64
@@ -36,6 +36,7 @@ _GUESSED: Final = 256
 _LAST_PROBE: Final = 512, 2048
 """Of a small and of a large index; between them a hundredth of it: more can't be had by codes (`Scorer`)."""
 _HINTS: Final = 256
+_LATELY: Final = 1024
 _AT_A_TIME: Final = 100_000
 _MAX_DEPTH: Final = 100
 _PASSING: Final = (b"$expr", b"$sampleRate")
@@ -54,6 +55,8 @@ class Plan:
     candidates: int
     survivors: int
     """Of the candidates, those that match."""
+    untested: bool = False
+    """The hits are candidates: which of them match is still to be asked."""
 
 
 def check_filter(filter: Mapping[str, Any]) -> None:
@@ -178,13 +181,15 @@ def said() -> Iterator[None]:
 
 
 class Hints:
-    """How many documents passed each filter the last time, and filters of its shape: where to begin.
+    """How many documents passed each filter lately, and filters of its shape: where to begin.
 
     A wrong hint costs time, never completeness.
     """
 
     def __init__(self) -> None:
         self._shares: dict[Hashable, float] = {}
+        self._tested: dict[Hashable, int] = {}
+        """Of how many documents that is the share."""
 
     def share(self, matching: Matching) -> float | None:
         """Return the share of documents that passed, where it is known."""
@@ -194,13 +199,21 @@ class Hints:
         """Return the share that passed the last filter of the same fields and operators."""
         return self._shares.get(matching.shape)
 
-    def put(self, matching: Matching, share: float) -> None:
-        """Remember it, and forget the oldest of many."""
+    def put(self, matching: Matching, share: float, tested: int) -> None:
+        """Remember which share of so many passed, and forget the oldest of many filters.
+
+        It is a mean with what was known before, as long as that is about the same.
+        """
         for name in (matching.key, matching.shape):
-            self._shares.pop(name, None)
-            self._shares[name] = share
+            before, of = self._shares.pop(name, share), min(self._tested.get(name, 0), _LATELY)
+            if not before / 2 <= share <= 2 * before:
+                of = 0
+            self._shares[name] = (before * of + share * tested) / (of + tested)
+            self._tested[name] = of + tested
         while len(self._shares) > _HINTS:
-            self._shares.pop(next(iter(self._shares), b""), None)
+            oldest = next(iter(self._shares), b"")
+            self._shares.pop(oldest, None)
+            self._tested.pop(oldest, None)
 
 
 def planned(index: Searchable, matching: Matching | None, query: Floats, n: int, *, exact: bool, hints: Hints) -> Plan:
@@ -218,9 +231,24 @@ def planned(index: Searchable, matching: Matching | None, query: Floats, n: int,
         if not known and (plan := _probed(index, matching, query, n, hints)) is not None:
             return plan
     among = matching.all()
-    hints.put(matching, len(among) / max(1, len(index)))
+    hints.put(matching, len(among) / max(1, len(index)), max(1, len(index)))
     hits = index.search(query, n, among=among, exact=exact)
     return Plan(hits, f"filter, then {hits.kind}", len(among), len(among))
+
+
+def offered(index: Searchable, matching: Matching, query: Floats, n: int, hints: Hints) -> Plan | None:
+    """Return candidates of which `n` should match, for one who tests them while reading their documents.
+
+    None where `planned` is better: it is not known how many match, or few do, or all that do are known.
+    """
+    matching.expect(_expected(index, matching, hints))
+    share = hints.alike(matching) if (own := hints.share(matching)) is None else own
+    probe = _first_probe(matching, n, hints)
+    guessed = share is None or probe < _needed(n, share)
+    if matching.listed or guessed or probe > _last_probe(index) or probe >= len(index):
+        return None
+    hits = index.search(query, probe)
+    return Plan(hits, f"{hits.kind}, then filter", len(hits.ids), 0, untested=True)
 
 
 def planned_many(
@@ -237,7 +265,8 @@ def planned_many(
     found = index.search_many(queries, probe)
     passed = matching.of([id for hits in found for id in hits.ids])
     plans = [_of_probe(hits, passed, n) for hits in found]
-    hints.put(matching, sum(plan.survivors for plan in plans) / (probe * len(plans)))
+    tested = probe * len(plans)
+    hints.put(matching, sum(plan.survivors for plan in plans) / tested, tested)
     return [
         plan if len(plan.hits.ids) == n else planned(index, matching, query, n, exact=False, hints=hints)
         for plan, query in zip(plans, queries, strict=True)
@@ -249,7 +278,7 @@ def _rare(index: Searchable, matching: Matching, n: int, hints: Hints) -> bool:
     alike, last = hints.alike(matching), _last_probe(index)
     if hints.share(matching) is not None or alike is None or _needed(n, alike) <= last:
         return False
-    return matching.few(int(_wanted(n) * len(index) / last))
+    return matching.few(int(expected(n) * len(index) / last))
 
 
 def _probed(index: Searchable, matching: Matching, query: Floats, n: int, hints: Hints) -> Plan | None:
@@ -258,7 +287,7 @@ def _probed(index: Searchable, matching: Matching, query: Floats, n: int, hints:
         candidates = index.search(query, probe)
         passed = matching.of(candidates.ids)
         share = len(passed) / probe
-        hints.put(matching, share)
+        hints.put(matching, share, probe)
         if len(passed) >= n:
             return _of_probe(candidates, passed, n)
         if probe == last:
@@ -286,12 +315,7 @@ def _first_probe(matching: Matching, n: int, hints: Hints) -> int:
 
 def _needed(n: int, share: float) -> int:
     """Return how many candidates to test, so that `n` pass 98 times of 100."""
-    return max(_LEAST_PROBE, int(_wanted(n) / share)) if share > 0 else _LAST_PROBE[1] + 1
-
-
-def _wanted(n: int) -> float:
-    """Return how many should pass on average, so that `n` do: two standard deviations more, and two."""
-    return n + 2 * math.sqrt(n) + 2
+    return max(_LEAST_PROBE, int(expected(n) / share)) if share > 0 else _LAST_PROBE[1] + 1
 
 
 def _of_probe(candidates: Hits, passed: set[Any], n: int) -> Plan:

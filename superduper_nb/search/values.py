@@ -22,6 +22,7 @@ __all__ = [
     "SearchRequest",
     "check_n",
     "check_range",
+    "expected",
 ]
 
 MAX_N: Final = 10_000
@@ -79,6 +80,9 @@ class SearchRequest:
         A field: only the best document of each of its values; those without it are one group.
     after : bson.Timestamp, optional
         See at least the writes up to this cluster time.
+    untested : bool, default False
+        Candidates will do of which `n` should match the filter, where it is known how many do: whoever asks reads the
+        documents by the filter anyway, the first `n` that match are the answer, and where fewer match, he asks again.
     """
 
     database: str
@@ -98,6 +102,7 @@ class SearchRequest:
     text: str | None = None
     group_by: str | None = None
     after: Timestamp | None = None
+    untested: bool = False
 
     def __post_init__(self) -> None:
         check_n(self.n)
@@ -165,6 +170,11 @@ def check_n(n: object) -> None:
     """Raise `InvalidInputError` unless `n` is a number of results that may be asked for."""
     if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= MAX_N:
         raise InvalidInputError(f"n={n!r:.80}: it must be a whole number from 1 to {MAX_N}.")
+
+
+def expected(n: int) -> float:
+    """Return how many should match on average, so that `n` do: two standard deviations more, and two."""
+    return n + 2 * math.sqrt(n) + 2
 
 
 def examples(given: Like | Sequence[Like]) -> Sequence[Like]:
@@ -236,6 +246,8 @@ class SearchReply:
         The semantic index that answered.
     partial : bool
         Shards were lost and are being loaded again: what they hold was not found (``lost="partial"`` of the index).
+    untested : bool
+        These are candidates, more than were asked for, of which nobody knows whether they match (`SearchRequest`).
     """
 
     ids: list[Any]
@@ -249,3 +261,4 @@ class SearchReply:
     survivors: int = 0
     stages_ms: Mapping[str, float] = field(default_factory=dict)
     partial: bool = False
+    untested: bool = False

@@ -69,6 +69,7 @@ class SearchReply(_Reply):
     stages_ms: dict[str, float] = Field(description="Parts of it: encode, search, filter, text, group.")
     index: str
     partial: bool = Field(description="Shards are being loaded again: what they hold was not found.")
+    untested: bool = Field(description="They are candidates, more than `n`: which of them match is still to be asked.")
 
 
 class IndexReply(_Reply):

@@ -190,6 +190,11 @@ class SearchBody(_Body):
         description="A field: the best document of each of its values.",
     )
     after: ClusterTime | None = Field(None, description="See at least the writes up to this cluster time.")
+    untested: bool = Field(
+        False,
+        description="Candidates will do that are not tested against the filter; the reply says whether it holds those. "
+        "The first `n` of them that match are the answer; where fewer match, ask again without this.",
+    )
 
     @model_validator(mode="after")
     def _one_query(self) -> SearchBody:

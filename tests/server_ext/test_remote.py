@@ -92,6 +92,7 @@ async def test_every_option_travels(far: Any, start: SimpleNamespace) -> None:
         SearchRequest(**where, like=[{"a": 1}, {"a": 2}], unlike={"_id": 1}, group_by="a.b", min_score=0.1),
         SearchRequest(**where, like={"a": 1}, text="warm wool"),
         SearchRequest(**where, id=1, diversity=0.3),
+        SearchRequest(**where, id=1, filter={"a": 1}, untested=True),
     ):
         reply = await away(far.search, asked)
         assert repr(start.services.calls[-1][1]) == repr(asked)
