@@ -208,9 +208,9 @@ class DirectSearch(_Direct):
             self.when_gone(asyncio.get_running_loop().create_task(self._answer()).cancel)
         else:
             self.when_gone(asked.cancel)
-            when_answered(asked, self._answered)
+            asked.add_done_callback(self._answered)
 
-    def _answered(self, asked: Future[bytes]) -> None:
+    def _answered(self, asked: asyncio.Future[bytes]) -> None:
         if asked.cancelled():  # the client has gone
             return
         try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future as Submitted
 from contextlib import suppress
 from typing import Final, Generic, TypeVar
 
@@ -28,7 +28,7 @@ A = TypeVar("A")
 Answer = Callable[[Sequence[Q]], Sequence[A | Exception]]
 """In a thread: what each of a round gets, or has raised. It raises nothing itself."""
 
-Round = list[tuple[Q, Future[A]]]
+Round = list[tuple[Q, asyncio.Future[A]]]
 
 
 class Gathering(Generic[Q, A]):
@@ -37,20 +37,17 @@ class Gathering(Generic[Q, A]):
     Parameters
     ----------
     submit : callable
-        ``(answer, queries) -> Future``: has a round answered in a thread.
+        ``(answer, queries) -> concurrent.futures.Future``: has a round answered in a thread.
     """
 
-    def __init__(self, submit: Callable[[Answer[Q, A], Sequence[Q]], Future[Sequence[A | Exception]]]) -> None:
+    def __init__(self, submit: Callable[[Answer[Q, A], Sequence[Q]], Submitted[Sequence[A | Exception]]]) -> None:
         self._submit = submit
         self._waiting: dict[Hashable, Round[Q, A]] = {}
         """Of each kind of which a round is under way, who goes with the next."""
 
-    def ask(self, kind: Hashable, query: Q, answer: Answer[Q, A]) -> Future[A]:
-        """Return what will be the answer to `query`, from a round that begins after this call.
-
-        It is given in the event loop.
-        """
-        asked: Future[A] = Future()
+    def ask(self, kind: Hashable, query: Q, answer: Answer[Q, A]) -> asyncio.Future[A]:
+        """Return what will be the answer to `query`, from a round that begins after this call."""
+        asked: asyncio.Future[A] = asyncio.get_running_loop().create_future()
         if kind in self._waiting:
             self._waiting[kind].append((query, asked))
         else:
@@ -60,7 +57,7 @@ class Gathering(Generic[Q, A]):
     def _begin(self, kind: Hashable, round: Round[Q, A], answer: Answer[Q, A], later: Round[Q, A]) -> None:
         loop = asyncio.get_running_loop()
 
-        def answered(done: Future[Sequence[A | Exception]]) -> None:
+        def answered(done: Submitted[Sequence[A | Exception]]) -> None:
             with suppress(RuntimeError):  # the loop is closed: nobody waits
                 loop.call_soon_threadsafe(self._end, kind, round, answer, done)
 
@@ -74,7 +71,7 @@ class Gathering(Generic[Q, A]):
         done.add_done_callback(answered)
 
     def _end(
-        self, kind: Hashable, round: Round[Q, A], answer: Answer[Q, A], done: Future[Sequence[A | Exception]]
+        self, kind: Hashable, round: Round[Q, A], answer: Answer[Q, A], done: Submitted[Sequence[A | Exception]]
     ) -> None:
         """Send the next round off, then give this one's answers."""
         waiting = [each for each in self._waiting.pop(kind) if not each[1].done()]

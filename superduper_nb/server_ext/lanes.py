@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Hashable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Literal, TypeVar
 
@@ -92,13 +92,13 @@ class Lane:
             raise ServiceError(STOPPING)
         return waiter.result()
 
-    def gather(self, kind: Hashable, query: Q, answer: Answer[Q, A]) -> Future[A]:
+    def gather(self, kind: Hashable, query: Q, answer: Answer[Q, A]) -> asyncio.Future[A]:
         """Have `query` answered in a thread, together with those of its kind that wait.
 
         The future raises what `run` does, but for `OverloadedError`, which is raised at once.
         """
         self.enter()
-        asked: Future[A] = self._gathering.ask(kind, query, answer)
+        asked: asyncio.Future[A] = self._gathering.ask(kind, query, answer)
         timer = asyncio.get_running_loop().call_later(self._timeout, self._expire, asked)
 
         def ended(_: object) -> None:
@@ -108,7 +108,7 @@ class Lane:
         asked.add_done_callback(ended)
         return asked
 
-    def _expire(self, asked: Future[Any]) -> None:
+    def _expire(self, asked: asyncio.Future[Any]) -> None:
         if not asked.done():
             asked.set_exception(self._late())
 

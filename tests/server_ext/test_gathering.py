@@ -15,7 +15,6 @@ import pytest
 
 from superduper_nb.errors import ServiceError
 from superduper_nb.server_ext.gathering import Gathering
-from superduper_nb.serving.waiting import answer_of
 
 WHERE = {"database": "shop", "collection": "products", "semantic_index": "meaning"}
 
@@ -42,12 +41,12 @@ async def test_whoever_comes_meanwhile_goes_with_the_next_round() -> None:
         others[2].cancel()  # who asked has gone
         elsewhere = gathering.ask("b", 7, rounds.answer)  # another kind does not wait
         rounds.gate.set()
-        assert await answer_of(first) == 0
-        assert await answer_of(elsewhere) == 14
-        assert await answer_of(others[0]) == 2
+        assert await first == 0
+        assert await elsewhere == 14
+        assert await others[0] == 2
         with pytest.raises(ValueError, match="unlucky"):
-            await answer_of(others[1])
-        assert await answer_of(others[3]) == 6
+            await others[1]
+        assert await others[3] == 6
     assert sorted(rounds.seen) == [[0], [1, 13, 3], [7]]
     assert gathering._waiting == {}
 
@@ -58,8 +57,8 @@ async def test_so_many_go_with_a_round_and_the_rest_with_those_after_it() -> Non
         gathering: Gathering[int, int] = Gathering(pool.submit)
         asked = [gathering.ask("a", i, rounds.answer) for i in range(13)] + [gathering.ask("a", 20, rounds.answer)]
         rounds.gate.set()
-        assert [await answer_of(each) for each in asked if each is not asked[-1]][:3] == [0, 2, 4]
-        assert await answer_of(asked[-1]) == 40
+        assert [await each for each in asked if each is not asked[-1]][:3] == [0, 2, 4]
+        assert await asked[-1] == 40
     assert rounds.seen == [[0], [1, 2, 3, 4, 5, 6, 7, 8], [9, 10, 11, 12, 20]]
     assert gathering._waiting == {}
 
@@ -72,10 +71,10 @@ async def test_a_pool_that_is_closed_leaves_nobody_waiting() -> None:
     unbegun = gathering.ask("b", 3, rounds.answer)
     pool.shutdown(wait=False, cancel_futures=True)
     rounds.gate.set()
-    assert await answer_of(running) == 2
+    assert await running == 2
     for asked in (*waiting, unbegun, gathering.ask("c", 4, rounds.answer)):
         with pytest.raises(ServiceError, match="stopping"):
-            await answer_of(asked)
+            await asked
 
 
 async def test_each_of_a_round_gets_its_own_answer(running: Any, ask: Any, start: SimpleNamespace) -> None:

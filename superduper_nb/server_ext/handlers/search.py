@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,7 +15,6 @@ from superduper_nb.server_ext.handlers.operations import Operation, Work, author
 from superduper_nb.server_ext.replies import SearchReply
 from superduper_nb.server_ext.schemas import NoQuery, SearchBody, check
 from superduper_nb.server_ext.wire import decode_objects, dump, load, vectors
-from superduper_nb.serving.waiting import answer_of
 
 if TYPE_CHECKING:
     from superduper_nb.search import SearchReply as Found
@@ -46,13 +45,13 @@ class SearchHandler(ApiHandler):
         services = await self.app.engine.services(self.app.ready_timeout)
         given = self.request.headers.get("Content-Type", "")
         if (asked := gathered(self.app, services, bytes(self.received), given, accepted)) is not None:
-            return await answer_of(asked), accepted
+            return await asked, accepted
         return await super().in_lane(made, method, names, query)
 
 
 def gathered(
     app: SuperduperApp, services: ServerServices, received: bytes, content_type: str, accepted: str
-) -> Future[bytes] | None:
+) -> asyncio.Future[bytes] | None:
     """Answer a search by a vector alone together with others that wait; None to any other."""
     # Any other kind of body takes long to read, or decodes images: not in the event loop.
     if len(received) > SHORT or b"vector" not in received or b"like" in received:
