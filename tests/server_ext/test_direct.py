@@ -235,18 +235,54 @@ async def test_the_time_that_a_prediction_may_take_is_the_servers(known: Any, as
     assert start.services.timeouts == [7.5] * 3
 
 
+def raw(known: Any, serverapp: Any, *more: str, version: str = "1.1") -> bytes:
+    """Return a prediction as a program sends it."""
+    body, path = json.dumps(GOOD), f"{serverapp.web_app.settings['base_url']}superduper/api/v1/{PATH}"
+    token, host = f"Authorization: token {serverapp.identity_provider.token}", f"Host: {next(iter(known.hosts))}"
+    head = [f"POST {path} HTTP/{version}", host, token, f"Content-Length: {len(body)}", *more]
+    return ("\r\n".join(head) + "\r\n\r\n" + body).encode()
+
+
+async def read(reader: asyncio.StreamReader) -> tuple[list[str], bytes]:
+    """Return an answer: the lines of its head, and its body."""
+    head = (await reader.readuntil(b"\r\n\r\n")).decode().strip().split("\r\n")
+    length = next(int(line.partition(": ")[2]) for line in head if line.startswith("Content-Length: "))
+    return head, await reader.readexactly(length)
+
+
+async def test_a_connection_stays_until_the_client_wants_it_closed(
+    known: Any, jp_serverapp: Any, taken: list[bool]
+) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(jp_serverapp.port))
+    answers = []
+    for more in ([], ["Connection: keep-alive"], ["Connection: Close"]):
+        writer.write(raw(known, jp_serverapp, *more))
+        answers.append(await read(reader))
+    assert await reader.read() == b""
+    writer.close()
+    heads = [[line for line in head if not line.startswith("Date: ")] for head, _ in answers]
+    assert heads[0] == heads[1]
+    assert sorted(heads[2]) == sorted([*heads[0], "Connection: close"])
+    assert len({body for _, body in answers}) == 1
+    assert taken == [True] * 3
+
+
+async def test_an_old_client_gets_the_handlers_answer(known: Any, jp_serverapp: Any, taken: list[bool]) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(jp_serverapp.port))
+    writer.write(raw(known, jp_serverapp, version="1.0"))
+    head, _ = await read(reader)
+    assert head[0] == "HTTP/1.1 200 OK"
+    assert await reader.read() == b""  # as HTTP/1.0 has it
+    writer.close()
+    assert taken == [False]
+
+
 async def test_a_client_that_goes_away_gives_its_place_back(
     known: Any, jp_serverapp: Any, start: SimpleNamespace, taken: list[bool]
 ) -> None:
     start.services.hold = threading.Event()
     _, writer = await asyncio.open_connection("127.0.0.1", int(jp_serverapp.port))
-    body = json.dumps(GOOD)
-    token = f"Authorization: token {jp_serverapp.identity_provider.token}"
-    host = next(iter(known.hosts))
-    path = f"{jp_serverapp.web_app.settings['base_url']}superduper/api/v1/{PATH}"
-    writer.write(
-        f"POST {path} HTTP/1.1\r\nHost: {host}\r\n{token}\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
-    )
+    writer.write(raw(known, jp_serverapp))
     while not known.lanes["predict"].busy:
         await asyncio.sleep(0)
     writer.close()
