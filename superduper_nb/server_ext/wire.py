@@ -155,8 +155,6 @@ def vectors(given: Any) -> tuple[list[NDArray[Any]], bool]:
     InvalidInputError
         Not numbers, not of one length, not finite as float32, or too many.
     """
-    import numpy as np
-
     if isinstance(given, Binary):
         rows, many = [_unpacked(given)], False
     elif isinstance(given, list) and given and all(isinstance(row, Binary) for row in given):
@@ -167,11 +165,19 @@ def vectors(given: Any) -> tuple[list[NDArray[Any]], bool]:
         raise InvalidInputError(
             f"vector: give one vector, or up to {_MAX_VECTORS} of one length, of 1 to {_MAX_DIMENSION} numbers each."
         )
-    with np.errstate(over="ignore"):
-        matrix = np.asarray(rows, dtype=np.float32)
-    if not np.isfinite(matrix).all():
+    return _finite(rows), many
+
+
+def _finite(rows: list[Any]) -> list[NDArray[Any]]:
+    """Return rows as float32; raises `InvalidInputError` where that is not finite."""
+    import numpy as np
+
+    if not isinstance(rows[0], np.ndarray):  # which is float32 already
+        with np.errstate(over="ignore"):
+            rows = list(np.asarray(rows, dtype=np.float32))
+    if not all(np.isfinite(row).all() for row in rows):
         raise InvalidInputError("vector: every number must be finite, also as float32 (at most 3.4e38).")
-    return list(matrix), many
+    return rows
 
 
 def _unpacked(value: Binary) -> Any:

@@ -79,7 +79,7 @@ def _read(received: bytes, content_type: str) -> SearchBody:
 def _request(body: SearchBody) -> SearchRequest:
     from superduper_nb.search import SearchRequest
 
-    given = {name: getattr(body, name) for name in SearchBody.model_fields}
+    given = {name: getattr(body, name) for name in body.model_fields_set}
     asked = {name: value for name, value in given.items() if value is not None}
     for name in {"like", "likes", "unlike"} & asked.keys():
         asked[name] = decode_objects(asked[name])
