@@ -25,9 +25,9 @@ HERE = Path(__file__).parent
 PACKAGES = {
     **{"faiss knn": "faiss-cpu", "faiss hnsw": "faiss-cpu", "hnswlib": "hnswlib", "usearch": "usearch"},
     **{"vsag": "pyvsag", "faiss ivf": "faiss-cpu", "lancedb ivf": "lancedb", "lancedb": "lancedb"},
-    **{"chroma": "chromadb", "qdrant": "qdrant-client", "faiss hnsw 16": "faiss-cpu"},
+    **{"rabitqlib": "rabitqlib", "chroma": "chromadb", "qdrant": "qdrant-client", "faiss hnsw 16": "faiss-cpu"},
 }
-OURS = ("superduper_nb", "superduper_nb exact", "turbovec")
+OURS = ("superduper_nb", "superduper_nb graph", "superduper_nb exact", "turbovec")
 QUERIES = 500
 ONE_THREAD = {
     **{"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1", "LANCE_CPU_THREADS": "1"},

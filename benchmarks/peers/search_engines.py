@@ -52,12 +52,13 @@ class Engine:
     insert: Callable[[Rows, Rows], Any] | None = None
 
 
-def superduper(vectors: Rows) -> Engine:
+def superduper(vectors: Rows, kind: Any = "auto") -> Engine:
     """Our index."""
     from superduper_nb.search.index import VectorIndex
     from superduper_nb.search.measures import Measure
+    from superduper_nb.search.options import IndexOptions
 
-    index = VectorIndex(Measure("cosine"))
+    index = VectorIndex(Measure("cosine"), IndexOptions(kind=kind))
     index.put(range(len(vectors)), vectors)
     index.settle()
 
@@ -70,6 +71,11 @@ def superduper(vectors: Rows) -> Engine:
         batch=lambda queries, _: index.search_many(list(queries), N),
         insert=insert,
     )
+
+
+def superduper_graph(vectors: Rows) -> Engine:
+    """Our index with a graph, which is built by half of the processors."""
+    return superduper(vectors, "graph")
 
 
 def superduper_exact(vectors: Rows) -> Engine:
@@ -201,6 +207,19 @@ def vsag(vectors: Rows) -> Engine:
     return Engine(lambda query, effort: index.knn_search(query, N, asked[effort])[0], EFFORTS)
 
 
+def rabitqlib(vectors: Rows) -> Engine:
+    """Its SymphonyQG, 32 neighbours, 200 candidates while it is built; nothing can be added to it."""
+    from rabitqlib import SymqgIndex
+
+    index = SymqgIndex(vectors.shape[1], 32, "ip")
+    index.build(vectors, 200, BUILDERS)
+
+    def many(queries: Rows, effort: int) -> Any:
+        return index.search_batch(queries, N, effort)[0]
+
+    return Engine(lambda q, effort: index.search(q[None], N, effort)[0][0], EFFORTS, many)
+
+
 def lancedb(vectors: Rows) -> Engine:
     """Its HNSW over 8-bit codes, re-scored."""
     import lancedb as library
@@ -273,7 +292,8 @@ def qdrant(vectors: Rows) -> Engine:
 
 
 ENGINES = {
-    **{"superduper_nb": superduper, "superduper_nb exact": superduper_exact, "turbovec": turbovec},
+    **{"superduper_nb": superduper, "superduper_nb graph": superduper_graph},
+    **{"superduper_nb exact": superduper_exact, "turbovec": turbovec, "rabitqlib": rabitqlib},
     **{"faiss knn": faiss_knn, "faiss hnsw": faiss_hnsw, "hnswlib": hnswlib, "usearch": usearch, "vsag": vsag},
     **{"faiss hnsw 16": faiss_small_hnsw, "faiss ivf": faiss_ivf, "lancedb ivf": lancedb_ivf},
     **{"lancedb": lancedb, "chroma": chroma, "qdrant": qdrant},

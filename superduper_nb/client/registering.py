@@ -350,6 +350,7 @@ def _kept_as(index: IndexOptions | None, measure: str) -> dict[str, Any]:
     if not isinstance(index, IndexOptions):
         raise InvalidInputError(f"index={index!r:.80}: give sd.IndexOptions(...).")
     index.check_measure(measure)
+    index.check_here()
     return {"index": given} if (given := index.definition()) else {}
 
 

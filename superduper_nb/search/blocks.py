@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from superduper_nb.search.measures import Floats, Measure
+from superduper_nb.search.measures import Floats, Measure, tame
 
 __all__ = ["BestPairs", "best_of", "blocked_topk", "near_rows", "overtaking", "row_norms"]
 
@@ -23,7 +23,6 @@ _ROWS: Final = 4096
 _WIDENED: Final = 512
 _SLACK: Final = 8
 """Candidates are thinned out when they are so many times what is asked for."""
-_TAME: Final = (1e-15, 1e15)
 _OWN_ERROR: Final = 1e-6
 
 Rows = NDArray[np.intp]
@@ -307,9 +306,9 @@ def _scores(queries: Floats, vectors: Floats, norms: Floats, measure: Measure) -
     lengths = np.sqrt(np.einsum("ij,ij->i", wide, wide))
     if measure.name == "cosine":
         wide, lengths = wide / lengths[:, None], np.ones(len(wide))
-    tame = _tame(norms) and _tame(lengths)
-    dtype: type[np.floating[Any]] = np.float32 if tame else np.float64
-    if not tame:
+    safe = tame(norms) and tame(lengths)
+    dtype: type[np.floating[Any]] = np.float32 if safe else np.float64
+    if not safe:
         vectors = vectors.astype(np.float64)
         norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
     scores = np.asarray(wide.astype(dtype) @ vectors.T)
@@ -323,9 +322,3 @@ def _scores(queries: Floats, vectors: Floats, norms: Floats, measure: Measure) -
     scores *= 2
     scores -= norms * norms
     return scores, unit * (2 * lengths * longest + longest**2)
-
-
-def _tame(norms: Floats) -> bool:
-    """Say whether no product of float32 under- or overflows enough to matter."""
-    low, high = _TAME
-    return bool((((norms >= low) & (norms <= high)) | (norms == 0)).all())

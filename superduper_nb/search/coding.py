@@ -41,14 +41,18 @@ class Coder:
         From when, and how deep they are searched.
     lock : threading.Lock
         The index's.
+    then : callable
+        Called with what returns the rows of the moment, when all that is due has been made.
 
     Notes
     -----
     The index is not held, only asked for its rows (with the lock held): it would be freed late, as a part of a cycle.
     """
 
-    def __init__(self, measure: Measure, options: IndexOptions, lock: threading.Lock) -> None:
-        self._measure, self._options, self._lock = measure, options, lock
+    def __init__(
+        self, measure: Measure, options: IndexOptions, lock: threading.Lock, then: Callable[[Current], None]
+    ) -> None:
+        self._measure, self._options, self._lock, self._then = measure, options, lock, then
         self._encode = None if options.kind == "exact" else encoder(measure)
         self._from = 0 if options.coded else _SCAN_FROM
         self._builder: threading.Thread | None = None
@@ -64,6 +68,9 @@ class Coder:
             if self._builder is None and self._due(current()) is not None:
                 self._builder = threading.Thread(target=self._build, args=(current,), name="vector codes", daemon=True)
                 self._builder.start()
+                return
+        if self._builder is None:
+            self._then(current)
 
     def settle(self, current: Current) -> None:
         """Have the codes made that are due, and wait for them."""
@@ -75,18 +82,19 @@ class Coder:
         try:
             while (due := self._next(current)) is not None:
                 rows, start, stop = due
-                segment, depth = self._segment(rows, start, stop)
+                made, depth = self._segment(rows, start, stop)
                 with self._lock:
                     now = current()
-                    if now is None or now.ids is not rows.ids:
-                        continue  # the rows moved to other slots meanwhile
+                    if now is None or now.ids is not rows.ids or start < now.planned < stop:
+                        continue  # the rows moved to other slots meanwhile, or a graph of some of these was begun
                     kept = tuple(s for s in now.segments if s.stop <= start)
-                    now.segments = (*kept, segment)
+                    now.segments = (*kept, *made)
                     now.depth = None if depth is None else max(depth, now.depth or 0)
                     if self._options.compact:
                         now.let_go()
         finally:
             self._builder = None
+        self._then(current)
 
     def _next(self, current: Current) -> tuple[Rows, int, int] | None:
         with self._lock:
@@ -99,23 +107,30 @@ class Coder:
         if rows.count * rows.vectors.shape[1] < self._from:
             return None
         last = rows.segments[-1] if rows.segments else None
-        full = last is None or last.start + _SEGMENT <= last.stop
+        full = last is None or last.start + _SEGMENT <= last.stop or last.stop <= rows.planned
         if rows.count - rows.coded < (_TAIL if full else _STEP):
             return None
         start = rows.coded if last is None or full else last.start
         return rows, start, min(rows.count, start + _SEGMENT)
 
-    def _segment(self, rows: Rows, start: int, stop: int) -> tuple[Segment, int | None]:
-        """Return codes, and how deep they have to be searched."""
-        segment = self._grown(rows, start, stop) or self._made(rows, start, stop)
-        if stop - start < 2 * segment.tried:
-            return segment, self._options.depth or rows.depth
+    def _segment(self, rows: Rows, start: int, stop: int) -> tuple[tuple[Segment, ...], int | None]:
+        """Return codes, and how deep they have to be searched; none where numbers are too large for them."""
+        try:
+            segment = self._grown(rows, start, stop) or self._made(rows, start, stop)
+            if stop - start < 2 * segment.tried:
+                return (segment,), self._options.depth or rows.depth
+            return self._tried(segment, rows)
+        except ValueError:
+            return (), None
+
+    def _tried(self, segment: Segment, rows: Rows) -> tuple[tuple[Segment, ...], int | None]:
+        start, stop = segment.start, segment.stop
         vectors = rows.vectors[start:stop]
         depth = self._options.depth or calibrated(segment, vectors, rows.norms[start:stop], self._measure)
         if depth is not None and often_doubtful(segment, vectors, depth):
             segment = self._made(rows, start, stop, staged=False)
         segment.tried = stop - start
-        return segment, depth
+        return (segment,), depth
 
     def _grown(self, rows: Rows, start: int, stop: int) -> Segment | None:
         """Return the last segment made longer, where it is that which is wanted, and much the larger part of it."""

@@ -49,6 +49,7 @@ class Contents:
     def restore(self, rows: Rows, skipped: Iterable[Any]) -> None:
         """Begin with what a snapshot held."""
         self.index = self.index.anew(rows)
+        self.index.tend()
         self._skip(list(skipped))
 
     # --- all of them -------------------------------------------------------------------------------------------------

@@ -78,7 +78,9 @@ def best(
     return Hits(ids, scores[order], None if distances is None else distances[order], kind, candidates), order
 
 
-def best_of_each(rows: Rows, candidates: Candidates, queries: Floats, n: int, measure: Measure) -> list[Hits | None]:
+def best_of_each(
+    rows: Rows, candidates: Candidates, queries: Floats, n: int, measure: Measure, kind: str
+) -> list[Hits | None]:
     """Do the same for many queries at a time; None where better ones may be behind the candidates.
 
     Each call of numpy lets go of the interpreter, and has to wait for it where others want it: so none is made for a
@@ -89,7 +91,7 @@ def best_of_each(rows: Rows, candidates: Candidates, queries: Floats, n: int, me
     def alone(i: int) -> Hits | None:
         own = slice(None) if there is None else there[i]
         near = slots[i, own]
-        made, places = best(rows, near, queries[i], n, measure, "scan", len(near))
+        made, places = best(rows, near, queries[i], n, measure, kind, len(near))
         return None if (doubtful[i, own][places] if made.ids else doubtful[i]).any() else made
 
     if len(queries) == 1:
@@ -112,7 +114,7 @@ def best_of_each(rows: Rows, candidates: Candidates, queries: Floats, n: int, me
         if tied[i] or counts[i] < n:
             return alone(i)
         ids = [unpacked_id(rows.ids[slot]) for slot in found[i]]
-        return Hits(ids, ranked[i, :n], None if far is None else far[i], "scan", counts[i])
+        return Hits(ids, ranked[i, :n], None if far is None else far[i], kind, counts[i])
 
     return list(map(hits, range(len(queries))))
 

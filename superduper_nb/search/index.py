@@ -12,6 +12,7 @@ from typing import Any, Final
 import numpy as np
 
 from superduper_nb.search.coding import Coder
+from superduper_nb.search.graphing import Grapher
 from superduper_nb.search.hits import NOTHING, Hits
 from superduper_nb.search.ids import id_key, id_keys, packed_ids, packed_keys
 from superduper_nb.search.measures import Floats, Measure
@@ -66,7 +67,8 @@ class VectorIndex:
         self._moment = object()
         """Another one after each change."""
         self._scorer = Scorer(measure, self.options)
-        self._coder = Coder(measure, self.options, self._lock)
+        self._grapher = Grapher(measure, self.options, self._lock)
+        self._coder = Coder(measure, self.options, self._lock, self._grapher.tend)
         if rows is not None and self.options.compact:
             rows.let_go()
 
@@ -84,16 +86,18 @@ class VectorIndex:
 
     @property
     def kind(self) -> str:
-        """``"scan"`` where codes are searched first, else ``"exact"``."""
+        """``"graph"`` or ``"scan"`` where that or codes are searched first, else ``"exact"``."""
         rows = self._rows
-        return "scan" if rows is not None and rows.segments and rows.depth else "exact"
+        if rows is None or not rows.segments or not rows.depth:
+            return "exact"
+        return "scan" if rows.graph is None else "graph"
 
     @property
     def memory(self) -> dict[str, int]:
-        """What is held in memory, in bytes: vectors, codes, identifiers with the table that finds them."""
+        """What is held in memory, in bytes: vectors, codes, a graph, identifiers with the table that finds them."""
         rows = self._rows
         if rows is None:
-            return {"vectors": 0, "codes": 0, "ids": 0}
+            return {"vectors": 0, "codes": 0, "graph": 0, "ids": 0}
         held = rows.memory(compact=self.options.compact)
         slot = sys.getsizeof(rows.count)
         return held | {"ids": held["ids"] + sys.getsizeof(self._slots) + slot * len(self._slots)}
@@ -137,7 +141,7 @@ class VectorIndex:
                 rows.write(np.asarray(vectors, dtype=np.float32))
             with self._lock:  # searches wait for no more than this
                 if self._rows is not None and rows is not None and rows.ids is self._rows.ids:
-                    rows.segments, rows.depth = self._rows.segments, self._rows.depth
+                    rows.take_over(self._rows)
                 self._rows, self._slots, self._moment = rows, slots, object()
                 if rows is not None:
                     self._show(rows, ids, keys)
@@ -192,7 +196,7 @@ class VectorIndex:
     # --- codes -------------------------------------------------------------------------------------------------
 
     def tend(self) -> None:
-        """Have codes made, in a thread, of rows that have none, where there are many; to be called after changes."""
+        """Have codes made, and a graph built, in threads, where that is due; to be called after changes."""
         self._coder.tend(self._current)
 
     @property
@@ -200,9 +204,16 @@ class VectorIndex:
         """Codes are being made."""
         return self._coder.busy
 
+    @property
+    def has_new_graph(self) -> bool:
+        """It has a graph that was not saved yet."""
+        rows = self._rows
+        return rows is not None and rows.graph is not None and rows.graph.saved is None
+
     def settle(self) -> None:
-        """Have the codes made that are due, and wait for them."""
+        """Have the codes made that are due, and a graph, and wait for them."""
         self._coder.settle(self._current)
+        self._grapher.settle()
 
     def _current(self) -> Rows | None:
         return self._rows
@@ -260,7 +271,7 @@ class VectorIndex:
             return None
         living = len(self._slots)
         alive = None if rows.count == living else rows.alive[: rows.count].copy()
-        return View(rows, rows.count, living, alive, rows.segments, rows.depth)
+        return View(rows, rows.count, living, alive, rows.segments, rows.depth, rows.graph)
 
 
 def _slots(rows: Rows) -> dict[Any, int]:

@@ -27,7 +27,7 @@ from pymongo.write_concern import WriteConcern
 
 from superduper_nb.search.index import VectorIndex
 from superduper_nb.search.rows import View
-from superduper_nb.search.snapshots import BadSnapshotError, Snapshot, read_snapshot, write_snapshot
+from superduper_nb.search.snapshots import BadSnapshotError, Snapshot, read_snapshot, remove_graphs, write_snapshot
 
 __all__ = ["Keeper", "default_folder"]
 
@@ -117,6 +117,7 @@ class Keeper:
         """Remove the file."""
         if self._identity is not None:
             self._path.unlink(missing_ok=True)
+            remove_graphs(self._path)
         self.state = "none"
 
     @property
@@ -133,7 +134,7 @@ class Keeper:
     def keep(self, index: VectorIndex, token: Mapping[str, Any], skipped: Several[Any]) -> None:
         """Write in the background, if enough has changed since the last time."""
         enough = self._written is None or self._changed > _CHANGED_SHARE * len(index) + _CHANGED_AT_CLOSE
-        if not enough or time.monotonic() < self._next or index.tending or self._writing():
+        if not (enough or index.has_new_graph) or time.monotonic() < self._next or index.tending or self._writing():
             return
         if (view := self._worth(index)) is None:
             return
@@ -148,7 +149,8 @@ class Keeper:
         if self._writer is not None:
             self._writer.join()
         fresh = self._written is not None and time.time() - self._written < _OLD_S
-        if (fresh and self._changed <= _CHANGED_AT_CLOSE) or (view := self._worth(index)) is None:
+        same = self._changed <= _CHANGED_AT_CLOSE and not index.has_new_graph
+        if (fresh and same) or (view := self._worth(index)) is None:
             return
         self._write(view, token, list(skipped))
 
@@ -186,10 +188,15 @@ def _short(data: bytes) -> str:
 
 def _tidy(folder: Path) -> None:
     """Remove what crashes left, and snapshots of collections that nobody has asked about for months."""
-    for pattern, age in ((".*.part", _ABANDONED_S), ("*.index", _UNUSED_S)):
+    for pattern, age in ((".*.part", _ABANDONED_S), ("*.index", _UNUSED_S), ("*.graph", _ABANDONED_S)):
         for path in folder.glob(pattern):
             try:
-                if time.time() - path.stat().st_mtime > age:
+                if time.time() - path.stat().st_mtime > age and not _has_index(path):
                     path.unlink()
             except OSError:
                 continue
+
+
+def _has_index(path: Path) -> bool:
+    """Say whether this is a graph whose snapshot is there."""
+    return path.suffix == ".graph" and path.with_name(f"{path.stem.rpartition('-')[0]}.index").exists()

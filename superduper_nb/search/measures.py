@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from superduper_nb.errors import InvalidInputError, ModelError, SuperduperError, did_you_mean
 
-__all__ = ["BUILTIN", "Floats", "Measure", "check_query"]
+__all__ = ["BUILTIN", "Floats", "Measure", "check_query", "tame"]
 
 BUILTIN: Final = ("cosine", "dot", "l2")
 
@@ -152,6 +152,12 @@ def _open_where_wild(
     if not wild.any():
         return scores, error
     return np.where(wild, np.float32(0), scores), np.where(wild, np.float32(np.inf), error)
+
+
+def tame(norms: Floats) -> bool:
+    """Say whether no product of float32 of rows of such norms under- or overflows enough to matter."""
+    low, high = _TAME
+    return bool((((norms >= low) & (norms <= high)) | (norms == 0)).all())
 
 
 def check_query(vector: Any, dimension: int | None, measure: Measure) -> Floats:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from superduper_nb.search.blocks import row_norms
+from superduper_nb.search.graph import MOST_CANDIDATES, Graph, SavedGraph
 from superduper_nb.search.measures import Floats
 from superduper_nb.search.scan import DEPTHS, Segment
 
@@ -38,6 +39,12 @@ class Rows:
         Codes of the first slots, without a gap; what is behind them is the tail.
     depth : int or None
         Candidates that a segment has to give; None where codes are of no use on these vectors.
+    graph : Graph or None
+        Of the first slots, which are searched by it instead of their segments.
+    planned : int
+        So many slots a graph is of, or that is being built: segments end there.
+    saved : SavedGraph or None
+        A graph of so many slots that can be read from a file, instead of being built.
     filed : int
         So many slots' vectors, from the first, are in a file, from which the system can read them again.
     mapping : mmap.mmap or None
@@ -51,6 +58,9 @@ class Rows:
     count: int = 0
     segments: tuple[Segment, ...] = ()
     depth: int | None = DEPTHS[0]
+    graph: Graph | None = None
+    planned: int = 0
+    saved: SavedGraph | None = None
     filed: int = 0
     mapping: mmap.mmap | None = None
 
@@ -115,6 +125,11 @@ class Rows:
         """Slots that have codes."""
         return self.segments[-1].stop if self.segments else 0
 
+    def take_over(self, other: Rows) -> None:
+        """Be searched as others are, of which these are the same slots."""
+        self.segments, self.depth = other.segments, other.depth
+        self.graph, self.planned, self.saved = other.graph, other.planned, other.saved
+
     def let_go(self) -> None:
         """Have the vectors that have codes, and are in the file, leave memory until they are read again."""
         length = min(self.coded, self.filed) * self.vectors.shape[1] * 4 // mmap.PAGESIZE * mmap.PAGESIZE
@@ -128,6 +143,7 @@ class Rows:
         return {
             "vectors": held * dimension * 4 + self.count * 5,  # norm and alive
             "codes": self.coded * dimension // 2,
+            "graph": 0 if self.graph is None else self.graph.nbytes,
             "ids": sys.getsizeof(self.ids) + self.count * (sys.getsizeof(self.ids[-1]) if self.ids else 0),
         }
 
@@ -148,8 +164,16 @@ class View:
     alive: NDArray[np.bool_] | None
     segments: tuple[Segment, ...]
     depth: int | None
+    graph: Graph | None
 
     @property
     def coded(self) -> int:
         """Slots that have codes."""
         return self.segments[-1].stop if self.segments else 0
+
+    def parts(self, depth: int) -> tuple[Segment | Graph, ...]:
+        """Return what to search first for so many candidates: the graph, where there is one, and what is behind it."""
+        if self.graph is None or depth > MOST_CANDIDATES:
+            return self.segments
+        stop = self.graph.stop
+        return (self.graph, *(segment for segment in self.segments if segment.start >= stop))

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from superduper_nb.search.measures import Floats, Measure
 
 __all__ = [
-    *("CALIBRATED_N", "DEPTHS", "Allowed", "Codes", "Encoder", "Flags", "Found", "Segment", "Slots"),
+    *("CALIBRATED_N", "DEPTHS", "Allowed", "Codes", "Encoder", "Flags", "Found", "Searched", "Segment", "Slots"),
     *("as_coded", "calibrated", "codes_of", "encoder", "looked_up", "often_doubtful"),
 ]
 
@@ -102,6 +102,21 @@ class Codes(Protocol):
         """Return what `codes_of` makes them of."""
 
 
+class Searched(Protocol):
+    """A run of slots that is searched roughly."""
+
+    @property
+    def start(self) -> int:
+        """The first of them."""
+
+    @property
+    def stop(self) -> int:
+        """The one behind the last."""
+
+    def search(self, queries: Floats, k: int, only: Allowed | None = None) -> Found:
+        """Return about the best `k` of it, or of those allowed, a row for each query."""
+
+
 class Segment:
     """The codes of a run of slots.
 
@@ -150,7 +165,7 @@ class Segment:
 
 
 def looked_up(
-    segments: Sequence[Segment], queries: Floats, depth: int, only: Sequence[Allowed | None] | None = None
+    segments: Sequence[Searched], queries: Floats, depth: int, only: Sequence[Allowed | None] | None = None
 ) -> Found:
     """Return about the best `depth` of each segment, or of those allowed there (None: no row of it is).
 
@@ -403,7 +418,7 @@ def often_doubtful(segment: Segment, vectors: Floats, depth: int) -> bool:
 
 def _probes(vectors: Floats) -> Floats:
     random = np.random.default_rng(0)
-    rows = vectors[random.choice(len(vectors), min(_PROBES, len(vectors)), replace=False)]
+    rows = vectors[random.choice(len(vectors), min(_PROBES, len(vectors)), replace=False)].astype(np.float64)
     spread = np.linalg.norm(rows, axis=1, keepdims=True) / np.sqrt(rows.shape[1])
     return np.asarray(rows + 0.2 * spread * random.standard_normal(rows.shape), dtype=np.float32)
 

@@ -10,10 +10,10 @@ from toolz import partition_all
 
 from superduper_nb.search.blocks import near_rows
 from superduper_nb.search.hits import NOTHING, Candidates, Hits, best, best_of_each
-from superduper_nb.search.measures import Floats, Measure
+from superduper_nb.search.measures import Floats, Measure, tame
 from superduper_nb.search.options import IndexOptions
 from superduper_nb.search.rows import View
-from superduper_nb.search.scan import CALIBRATED_N, Found, Slots, looked_up
+from superduper_nb.search.scan import CALIBRATED_N, Found, Searched, Slots, looked_up
 from superduper_nb.search.subset import Places
 
 __all__ = ["Scorer"]
@@ -94,28 +94,41 @@ class Scorer:
         found: list[Hits | None] = [None] * len(queries)
         left, depth = list(range(len(queries))), (view.depth or 0) + 2 * max(0, n - CALIBRATED_N)
         coded = view.coded if only is None else only.before(view.coded)
+        if not tame(np.sqrt(np.vecdot(queries, queries, dtype=np.float64))):
+            return found  # too large or too small for codes
+        parts: Sequence[Searched] = view.segments if only is not None else view.parts(depth)
         while left and coded and view.depth is not None and self._gains(view, depth):
-            together = max(1, min(_TOGETHER, _ROWS // (depth * len(view.segments))))
+            together = max(1, min(_TOGETHER, _ROWS // (depth * len(parts))))
+            by_graph = parts is not view.segments
             for some in map(list, partition_all(together, left)):
                 asked = queries[some] if len(queries) > 1 else queries
-                candidates = self._candidates(view, asked, depth, n, only)
-                for i, hits in zip(some, best_of_each(view.rows, candidates, asked, n, self._measure), strict=True):
+                candidates = self._candidates(view, parts, asked, depth, n, only)
+                kind = "graph" if by_graph else "scan"
+                for i, hits in zip(
+                    some, best_of_each(view.rows, candidates, asked, n, self._measure, kind), strict=True
+                ):
                     found[i] = hits
-            if depth >= coded:
+            left = [i for i in left if found[i] is None]
+            if by_graph:
+                parts = view.segments
+            elif depth >= coded:
                 break
-            left, depth = [i for i in left if found[i] is None], _DEEPER * depth
+            else:
+                depth *= _DEEPER
         return found
 
     def _gains(self, view: View, depth: int) -> bool:
         return self._options.coded or depth * len(view.segments) * _SCAN_GAIN <= view.coded
 
-    def _candidates(self, view: View, queries: Floats, depth: int, n: int, only: Places | None) -> Candidates:
+    def _candidates(
+        self, view: View, parts: Sequence[Searched], queries: Floats, depth: int, n: int, only: Places | None
+    ) -> Candidates:
         """Return what the codes hold to be near, and the best of the tail."""
         allowed = None if only is None else only.allowed(view, self._measure)
-        found = looked_up(view.segments, queries, depth, allowed)
+        found = looked_up(parts, queries, depth, allowed)
         made = Candidates(found.slots, None, found.doubtful)
         if only is None and (view.alive is not None or view.segments[-1].overgrown):
-            made = _living(view, found, n)
+            made = _living(view, parts, found, n)
         elif found.slots.shape[1] < min(n, view.coded if only is None else only.before(view.coded)):
             made = made._replace(doubtful=np.ones_like(found.doubtful))
         return made if view.coded == view.count else made.beside(self._tails(view, queries, n, only))
@@ -138,15 +151,15 @@ class Scorer:
         return tails
 
 
-def _living(view: View, found: Found, n: int) -> Candidates:
-    """Return those that are of this moment and alive; all in doubt where a segment gave too few of more."""
+def _living(view: View, parts: Sequence[Searched], found: Found, n: int) -> Candidates:
+    """Return those that are of this moment and alive; all in doubt where a part gave too few of more."""
     known = found.slots < view.coded
     slots = np.where(known, found.slots, 0)
     there = known if view.alive is None else known & view.alive[slots]
     short = np.zeros(len(slots), dtype=bool)
-    for segment in view.segments:
-        here = (found.slots >= segment.start) & (found.slots < segment.stop)
-        short |= ((here & there).sum(axis=1) < n) & (here.sum(axis=1) < segment.stop - segment.start)
+    for part in parts:
+        here = (found.slots >= part.start) & (found.slots < part.stop)
+        short |= ((here & there).sum(axis=1) < n) & (here.sum(axis=1) < part.stop - part.start)
     return Candidates(slots, there, found.doubtful | short[:, None])
 
 

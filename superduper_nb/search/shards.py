@@ -229,7 +229,7 @@ def merged(parts: Sequence[Hits], n: int) -> Hits:
         [id for _, _, id, _ in best],
         np.array([-score for score, *_ in best]),
         None if exactly else np.array([distance for *_, distance in best]),
-        "scan" if any(hits.kind == "scan" for hits in parts) else parts[0].kind,
+        next((hits.kind for hits in parts if hits.kind != "exact"), "exact"),
         sum(hits.candidates for hits in parts),
     )
 

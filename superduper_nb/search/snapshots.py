@@ -4,6 +4,8 @@
 norms | alive | ids | skipped | codes of each segment | vectors, and room for more | footer | trailer
 ```
 
+A graph is a file of its own beside it, so that the first answer need not wait until it is read.
+
 The footer (BSON) says what the file is of, and where its sections are, each with its CRC-32; the trailer is a fixed
 number of bytes that finds the footer and holds its SHA-256. Room behind the vectors is a hole that takes no disk; rows
 that are added later go there, into pages of the process's own (the mapping is private, the file never changes).
@@ -20,7 +22,7 @@ import stat
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final, cast
 
@@ -29,11 +31,12 @@ import numpy as np
 from bson import Int64
 from bson.codec_options import CodecOptions
 
+from superduper_nb.search.graph import SavedGraph
 from superduper_nb.search.ids import packed_ids, unpacked_id
 from superduper_nb.search.rows import Rows, View
 from superduper_nb.search.scan import Segment, codes_of
 
-__all__ = ["BadSnapshotError", "Snapshot", "read_snapshot", "write_snapshot"]
+__all__ = ["BadSnapshotError", "Snapshot", "read_snapshot", "remove_graphs", "write_snapshot"]
 
 _MAGIC: Final = b"SDDBIDX1"
 _TRAILER: Final = struct.Struct("<8sQQ32s")
@@ -86,20 +89,29 @@ def write_snapshot(path: Path, snapshot: Snapshot, view: View, options: Options)
         The disk is full, or the folder not writable; what was there is still there.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    graph = None if view.graph is None else view.graph.kept(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            _write(file, snapshot, view, options)
+            _write(file, snapshot, view, graph, options)
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+    remove_graphs(path, but=graph)
     if os.name == "posix":
         _sync_folder(path.parent)
 
 
-def _write(file: BinaryIO, snapshot: Snapshot, view: View, options: Options) -> None:
+def remove_graphs(path: Path, but: SavedGraph | None = None) -> None:
+    """Remove the graphs that are saved beside a snapshot, or all but one."""
+    for other in path.parent.glob(f"{path.stem}-*.graph"):
+        if but is None or other != but.path:
+            other.unlink(missing_ok=True)
+
+
+def _write(file: BinaryIO, snapshot: Snapshot, view: View, graph: SavedGraph | None, options: Options) -> None:
     rows, count = view.rows, view.count
     kind, ids = _ids_to_bytes(rows.ids[:count], options)
     alive = np.ones(count, dtype=bool) if view.alive is None else view.alive
@@ -121,6 +133,7 @@ def _write(file: BinaryIO, snapshot: Snapshot, view: View, options: Options) -> 
             "capacity": capacity,
             "depth": view.depth,
             "segments": [[segment.start, segment.stop] for segment in view.segments],
+            "graph": None if graph is None else {**asdict(graph), "path": graph.path.name},
             "ids": kind,
             "sections": [[Int64(number) for number in section] for section in sections],
         }
@@ -174,7 +187,11 @@ def read_snapshot(path: Path, identity: Mapping[str, Any], options: Options) -> 
         footer = _footer(file)
         if footer["identity"] != identity:
             raise BadSnapshotError("of another index, model version or format")
-        return Snapshot(identity, footer["stamp"], footer["token"], *_sections(file, footer, options))
+        skipped, rows = _sections(file, footer, options)
+    if graph := footer.get("graph"):
+        rows.saved = SavedGraph(**{**graph, "path": path.with_name(graph["path"])})
+        rows.planned = rows.saved.stop
+    return Snapshot(identity, footer["stamp"], footer["token"], skipped, rows)
 
 
 def _footer(file: BinaryIO) -> dict[str, Any]:

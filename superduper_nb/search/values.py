@@ -228,9 +228,9 @@ class SearchReply:
     distances : list of float or None
         Euclidean, for ``l2`` only.
     strategy : str
-        How it was searched: ``"exact"``, ``"scan"``, the same with ``", then filter"`` behind it or ``"filter, then "``
-        before it, and what was done with what was found: ``", then spread"``, ``", then grouped"``, ``", fused with
-        text"``.
+        How it was searched: ``"exact"``, ``"scan"``, ``"graph"``, the same with ``", then filter"`` behind it or
+        ``"filter, then "`` before it, and what was done with what was found: ``", then spread"``, ``", then grouped"``,
+        ``", fused with text"``.
     candidates : int
         Vectors scored, or documents tested against the filter.
     survivors : int

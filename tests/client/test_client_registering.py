@@ -146,7 +146,7 @@ def test_how_an_index_is_kept(findable: sd.Collection[Any]) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kind": "graph"}, "kind='graph'.*auto, exact, scan"),
+        ({"kind": "tree"}, "kind='tree'.*auto, exact, scan, graph"),
         ({"depth": 1}, "depth=1.*from 10 to 10000"),
         ({"depth": True}, "depth=True"),
         ({"compact": 1}, "compact=1"),

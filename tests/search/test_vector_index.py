@@ -394,3 +394,23 @@ def test_the_bound_on_the_error_of_float32_holds(measure: str) -> None:
 
 def test_depths_grow() -> None:
     assert list(scan.DEPTHS) == sorted(scan.DEPTHS)
+
+
+@pytest.mark.parametrize("measure", ["cosine", "dot", "l2"])
+@pytest.mark.parametrize("scale", [1e30, 1e-30])
+def test_queries_at_the_ends_of_float32_are_answered_exactly(coded: Any, measure: str, scale: float) -> None:
+    index, query = coded(measure, rows(5000)), rows(1, seed=3)[0] * np.float32(scale)
+    assert index.kind == "scan"
+    found = index.search(query, 5)
+    assert (found.kind, found.ids) == ("exact", index.search(query, 5, exact=True).ids)
+    assert index.search_many([query, rows(1, seed=4)[0]], 5)[0].kind == "exact"
+
+
+@pytest.mark.parametrize("measure", ["dot", "l2"])
+def test_vectors_too_large_for_codes_are_searched_exactly(coded: Any, measure: str) -> None:
+    index = coded(measure, rows(5000) * np.float32(1e18))
+    assert index.kind == "exact"
+    index.put(["new"], rows(1, seed=5) * np.float32(1e18))
+    index.settle()
+    query = rows(1, seed=5)[0] * np.float32(1e18)
+    assert index.search(query, 3).ids == index.search(query, 3, exact=True).ids
