@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import bson
 from bson.errors import BSONError
@@ -16,14 +16,16 @@ from pymongo.errors import DocumentTooLarge, ExecutionTimeout, InvalidOperation,
 from pymongo.read_concern import ReadConcern
 
 from superduper_nb.errors import DeadlineError, InvalidInputError
+from superduper_nb.search.batches import Batches
 from superduper_nb.search.hits import Hits
-from superduper_nb.search.ids import id_key
+from superduper_nb.search.ids import id_key, packed_ids, packed_keys
 from superduper_nb.search.measures import Floats
 from superduper_nb.search.remembered import MOST, Kept, Remembered
 from superduper_nb.search.searchable import Searchable
 from superduper_nb.search.stages import Stages
 from superduper_nb.search.subset import Subset
 from superduper_nb.search.values import expected
+from superduper_nb.search.vectors import ids_of
 
 __all__ = ["Hints", "Matching", "Plan", "check_filter", "offered", "planned", "planned_many", "said"]
 
@@ -136,7 +138,7 @@ class Matching:
             among = {"_id": {"$in": unlike[start : start + _AT_A_TIME]}}
             # Side by side where that can be: MongoDB takes some operators only at the top.
             query = {"$and": [among, self._filter]} if "_id" in self._filter else {**self._filter, **among}
-            found.update(map(id_key, self._ids(query)))
+            found.update(packed_keys(self._ids(query)))
         return found
 
     @property
@@ -157,9 +159,15 @@ class Matching:
         return self._all is not None and len(self._all) <= most
 
     def _ids(self, query: Mapping[str, Any], limit: int = 0) -> list[Any]:
+        """Return the identifiers of those that match, packed."""
+        options: dict[str, Any] = {"batch_size": _AT_A_TIME, "limit": limit, "max_time_ms": _TIMEOUT_MS}
+        found: list[Any] = []
         with self._stages("filter"), said():
-            found = self._collection.find(query, {"_id": 1}, batch_size=100_000, limit=limit, max_time_ms=_TIMEOUT_MS)
-            return [document["_id"] for document in found]
+            for batch in cast("Iterator[bytes]", Batches(self._collection, query, {"_id": 1}, **options)):
+                ids, rest = ids_of(batch)
+                found += ids
+                found += packed_ids(bson.decode(each, self._collection.codec_options)["_id"] for each in rest)
+        return found
 
 
 @contextmanager

@@ -59,6 +59,8 @@ class Ranking:
         asked = n
         while True:
             self.plan = self._search(asked)
+            if self._least is None and self._most is None:
+                return self.plan.hits
             scores = self.plan.hits.scores
             keep = np.ones(len(scores), dtype=bool)
             if self._least is not None:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Sequence
 from functools import partial
+from operator import is_
 from typing import Any
 
 from bson import Timestamp
@@ -45,6 +46,8 @@ class Registered:
         """Whether something new is registered: asked once for all searches that came meanwhile."""
         self._asked: dict[str, tuple[Timestamp | None, float]] = {}
         self._lately = Lately()
+        self._specs: dict[tuple[str, str, str], tuple[tuple[Component | None, ...], IndexSpec]] = {}
+        """The last of each index, and of which components it was made."""
 
     def now(self, database: str) -> Loader:
         """Return what is registered in a database, as of now."""
@@ -90,29 +93,28 @@ class Registered:
     def spec(self, database: str, component: Component) -> IndexSpec:
         """Return which index a component asks for."""
         known, definition = self._known[database], component.definition
-        measure, measured = _measure(known, component)
+        model, measure = known.store.get("model", definition["models"][0]), definition["measure"]
+        own = None if measure in BUILTIN else known.store.get("measure", measure)
+        name = database, component.collection, component.id
+        parts, spec = self._specs.get(name, ((), None))
+        # The very same objects, until something is registered: compared by content they would cost what this saves.
+        if spec is not None and all(map(is_, parts, (component, model, own))):
+            return spec
         self.collection(database, component.collection)  # raises where its name is none
-        return IndexSpec(
+        spec = IndexSpec(
             database=database,
             collection=component.collection,
             id=component.id,
-            definition=f"{component.hash} {measured}",
-            measure=measure,
+            definition=f"{component.hash} {measure if own is None else own.hash}",
+            measure=Measure(measure) if own is None else Measure(measure, known.object(own)),
             options=IndexOptions.of(definition.get("index")),
-            model=definition["models"][0],
+            model=model.id,
             key=definition["keys"][0],
-            version=known.store.get("model", definition["models"][0]).version,
+            version=model.version,
             filter=definition["filter"],
         )
-
-
-def _measure(known: Loader, component: Component) -> tuple[Measure, str]:
-    """Return the measure, and what tells it from another of the same name."""
-    name = component.definition["measure"]
-    if name in BUILTIN:
-        return Measure(name), name
-    own = known.store.get("measure", name)
-    return Measure(name, known.object(own)), own.hash
+        self._specs[name] = (component, model, own), spec
+        return spec
 
 
 def _look(store: CachedStore, asked: Sequence[None]) -> Sequence[None]:

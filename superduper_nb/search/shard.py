@@ -87,7 +87,7 @@ class Shard:
         self._live.start()
 
     async def search(
-        self, moment: Moment, queries: Sequence[Floats], n: int, among: Sequence[Any] | None, exact: bool
+        self, moment: Moment, queries: Sequence[Floats], n: int, among: list[Any] | None, exact: bool
     ) -> Answer[list[Hits]] | None:
         """Return the `n` nearest of each query; None where it is not loaded and nobody waits for that."""
 

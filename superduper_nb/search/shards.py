@@ -184,7 +184,7 @@ class _Look:
         """Return the `n` nearest of each query."""
         return self._searched(queries, n, None, exact=exact)
 
-    def _searched(self, queries: Sequence[Floats], n: int, among: Sequence[Any] | None, *, exact: bool) -> list[Hits]:
+    def _searched(self, queries: Sequence[Floats], n: int, among: list[Any] | None, *, exact: bool) -> list[Hits]:
         return [merged(parts, n) for parts in zip(*self._answers("search", queries, n, among, exact), strict=True)]
 
     def vector(self, id: Any) -> Floats | None:

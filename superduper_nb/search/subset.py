@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import ref
 
 import numpy as np
 
-from superduper_nb.search.ids import id_keys
+from superduper_nb.search.ids import packed_keys
 from superduper_nb.search.measures import Measure
 from superduper_nb.search.rows import View
 from superduper_nb.search.scan import Allowed, Segment, Slots, as_coded
@@ -56,13 +56,14 @@ class Subset:
 
     Attributes
     ----------
-    ids : sequence
+    ids : list
+        As `superduper_nb.search.ids.packed_ids` keeps them.
     keys : list
         Theirs.
     """
 
-    def __init__(self, ids: Sequence[Any]) -> None:
-        self.ids, self.keys = ids, id_keys(ids)
+    def __init__(self, ids: list[Any]) -> None:
+        self.ids, self.keys = ids, packed_keys(ids)
         self._places: Places | None = None
 
     def __len__(self) -> int:

@@ -17,7 +17,7 @@ from superduper_nb.documents.content import CONTENT
 from superduper_nb.errors import InvalidInputError
 from superduper_nb.search.measures import Floats
 
-__all__ = ["Block", "blocks_of", "stored_vector"]
+__all__ = ["Block", "blocks_of", "ids_of", "stored_vector"]
 
 Block = tuple[list[Any], Floats]
 """Identifiers, and vectors of shape (n, d)."""
@@ -106,6 +106,28 @@ def blocks_of(batch: bytes, path: str) -> tuple[list[Block], list[bytes]]:
         else:
             blocks.append(block)
     return blocks, rest
+
+
+def ids_of(batch: bytes) -> tuple[list[Any], list[bytes]]:
+    """Read documents that hold nothing but an identifier.
+
+    Returns
+    -------
+    ids : list
+        Those that are ObjectIds, whole numbers or strings, as `superduper_nb.search.ids.packed_ids` keeps them.
+    rest : list of bytes
+        The other documents.
+    """
+    ids: list[Any] = []
+    rest: list[bytes] = []
+    for rows in _by_size(batch):
+        kind, width = int(rows[0, 4]), _width(int(rows[0, 4]), rows[0])
+        same = np.r_[0:_ID_AT, _ID_AT + width : rows.shape[1]]
+        if width and len(same) == _ID_AT + 1 and (rows[:, same] == rows[0, same]).all():
+            ids += _ids(kind, np.ascontiguousarray(rows[:, _ID_AT : _ID_AT + width]))
+        else:
+            rest += [row.tobytes() for row in rows]
+    return ids, rest
 
 
 def _by_size(batch: bytes) -> list[NDArray[np.uint8]]:

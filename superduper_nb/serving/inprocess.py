@@ -47,11 +47,14 @@ class InProcessModels:
             entry = self._shelf.get(database, model, version)
             (answer,) = apply(entry.predictor, [inputs])
             took_ms = round((time.monotonic() - started) * 1000, 3)
-            outputs = _done(lambda: whole(answer, errors))
-            statistics = self._statistics.setdefault((database, model), Statistics())
-            statistics.record(took_ms, inputs=len(inputs), failed=outputs.exception() is not None)
-            statistics.batches += 1
-        return Prediction(outputs.result(), entry.about.version, took_ms)
+            statistics, failed = self._statistics.setdefault((database, model), Statistics()), True
+            try:
+                outputs = whole(answer, errors)
+                failed = False
+            finally:
+                statistics.record(took_ms, inputs=len(inputs), failed=failed)
+                statistics.batches += 1
+        return Prediction(outputs, entry.about.version, took_ms)
 
     def stream(self, database: str, model: str, x: Any, *, version: int | None = None, timeout: float = 60.0) -> Stream:
         """Run a model as its pieces are asked for."""

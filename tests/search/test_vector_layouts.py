@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from superduper_nb.documents.paths import get_path
 from superduper_nb.search.ids import unpacked_id
-from superduper_nb.search.vectors import blocks_of, stored_vector
+from superduper_nb.search.vectors import blocks_of, ids_of, stored_vector
 from tests.search.conftest import packed
 
 PATH = "_outputs.text.m"
@@ -51,6 +51,15 @@ def as_set(pairs: list[Any]) -> list[str]:
 def test_documents_of_any_layouts(documents: list[dict[str, Any]]) -> None:
     found, _ = read(documents)
     assert as_set(found) == as_set([(each["_id"], stored_vector(get_path(each, PATH))) for each in documents])
+
+
+@given(st.lists(ids, max_size=12))
+def test_identifiers_alone(some: list[Any]) -> None:
+    found, rest = ids_of(b"".join(bson.encode({"_id": id}) for id in some))
+    read = [*map(unpacked_id, found), *(bson.decode(each)["_id"] for each in rest)]
+    assert sorted(f"{type(id).__name__} {id!r}" for id in read) == sorted(f"{type(id).__name__} {id!r}" for id in some)
+    if {*map(type, some)} in ({int}, {Int64}, {str}, {ObjectId}):
+        assert not rest
 
 
 @pytest.mark.parametrize("path", ["v", "_outputs._base.m", "_outputs.a.b.ü.m"])
