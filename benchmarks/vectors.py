@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--dimension", type=int, default=384)
     parser.add_argument("--embeddings", type=Path)
+    parser.add_argument("--copies", type=int, default=1, help="of each embedding, all but one of them moved")
 
 
 def given(options: argparse.Namespace, queries: int) -> tuple[np.ndarray, np.ndarray]:
@@ -55,8 +57,19 @@ def given(options: argparse.Namespace, queries: int) -> tuple[np.ndarray, np.nda
         return vectors, queries_near(vectors, queries)
     found = np.load(options.embeddings)
     order = np.random.default_rng(1).permutation(len(found))
-    print(f"{len(found) - queries:,} x {found.shape[1]}, {options.embeddings.stem}", flush=True)
-    return np.ascontiguousarray(found[order[queries:]]), found[order[:queries]]
+    vectors = np.vstack([found[order[queries:]], *moved(found[order[queries:]], options.copies - 1)])
+    print(f"{len(vectors):,} x {found.shape[1]}, {options.embeddings.stem}", flush=True)
+    return vectors, found[order[:queries]]
+
+
+def moved(vectors: np.ndarray, copies: int) -> Iterator[np.ndarray]:
+    """Yield copies, each vector moved to about where its neighbours are (by 0.8 of its length, then of length 1)."""
+    random = np.random.default_rng(3)
+    for _ in range(copies):
+        made = random.standard_normal(vectors.shape, dtype=np.float32)
+        made *= 0.8 * np.linalg.norm(vectors, axis=1, keepdims=True) / np.linalg.norm(made, axis=1, keepdims=True)
+        made += vectors
+        yield made / np.linalg.norm(made, axis=1, keepdims=True)
 
 
 def _glosses(folder: Path, count: int) -> list[str]:

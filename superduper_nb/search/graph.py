@@ -24,8 +24,8 @@ from superduper_nb.search.scan import CALIBRATED_N, Allowed, Found, Slots, as_co
 
 __all__ = ["LEAST", "MOST_CANDIDATES", "Graph", "SavedGraph", "made", "restored"]
 
-LEAST: Final = 100_000
-"""Rows from which it is worth it: fewer are scanned as quickly."""
+LEAST: Final = 200_000
+"""Rows from which it is worth it: 100 000 are scanned as quickly."""
 MOST_CANDIDATES: Final = 1024
 _DEGREE: Final = 32
 _BUILDING: Final = 400

@@ -28,7 +28,7 @@ class IndexOptions:
     kind : {"auto", "exact", "scan", "graph"}, default "auto"
         ``"exact"`` compares with every vector. ``"scan"`` looks at four bits a number and compares exactly with the
         best candidates. ``"auto"``: the scan from 4 million numbers (rows x dimension) on, where it finds the same.
-        ``"graph"``: from 100 000 vectors on, a graph besides, for searches without a filter. It is built in minutes,
+        ``"graph"``: from 200 000 vectors on, a graph besides, for searches without a filter. It is built in minutes,
         takes about three times the memory of the vectors, and finds 0.99 of the nearest or more: for collections of
         which each version is searched some 100 000 times. Takes ``rabitqlib``.
     depth : int, optional
