@@ -245,6 +245,36 @@ def test_rows_that_moved_meanwhile_have_no_use_for_it(monkeypatch: pytest.Monkey
     assert recall(index, vectors(40, seed=1)) >= 0.99
 
 
+def test_searches_beside_changes_and_graphs_that_are_built_anew() -> None:
+    rows = vectors(ROWS)
+    index, stop = index_of(rows), threading.Event()
+    wrong: list[Any] = []
+    kinds: set[str] = set()
+
+    def search() -> None:
+        while not stop.is_set():
+            hits = index.search(rows[17], 5)
+            kinds.add(hits.kind)
+            if hits.ids[0] != 17 or len(hits.ids) != 5 or 18 in hits.ids:
+                wrong.append(hits)
+
+    index.remove([18])
+    threads = [threading.Thread(target=search) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for i in range(12):
+        index.put(range(10_000 + 400 * i, 10_400 + 400 * i), -rows[:400])
+        index.remove(range(10_000 + 400 * i, 10_100 + 400 * i))
+        index.tend()
+    index.settle()
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert "graph" in kinds
+    assert graph_of(index).stop > ROWS
+
+
 def test_its_memory_is_said(tmp_path: Path) -> None:
     index = index_of(vectors(ROWS))
     saved = graph_of(index).kept(tmp_path / "a.index")
