@@ -30,7 +30,7 @@ __all__ = ["Cursor", "DecodingCommandCursor", "handed_out", "split_like"]
 
 Read = Callable[[Iterable[Any]], list[Any]]
 
-_OWN: Final = ("_search", "_request", "_read", "_features", "_join")
+_OWN: Final = ("_search", "_request", "_weigh", "_read", "_features", "_join")
 _PASSED_ON: Final = (
     *("_ordering", "_hint", "_collation", "_max_time_ms"),
     *("_comment", "_let", "_allow_disk_use", "_read_preference"),
@@ -57,6 +57,10 @@ class Cursor(PymongoCursor[_DocumentType]):
     # Set on a cursor only where they are needed, so that any other one is pymongo's to the last attribute.
     _search: Callable[[SearchRequest, Mapping[str, Any], bool], SearchReply] | None = None
     _request: SearchRequest | None = None
+    _weigh: Callable[[float], None] | None = None
+    """Told how many bytes the documents of a search took, on average."""
+    _received: int | None = None
+    """Bytes that came; None: not counted."""
     _read: Read | None = None
     _features: Features | None = None
     _join: Join | None = None
@@ -86,6 +90,8 @@ class Cursor(PymongoCursor[_DocumentType]):
             self._plain = self._collection.database.client._encrypter is None and has_nothing_to_decode(
                 bytes(response.raw_command_response())
             )
+        if self._received is not None:
+            self._received += len(response.raw_command_response())
         return super()._unpack_response(response, *args, **kwargs)
 
     def _refresh(self) -> int:
@@ -171,14 +177,18 @@ class Cursor(PymongoCursor[_DocumentType]):
     def _with_documents(self, reply: SearchReply, most: int = 0) -> tuple[SearchReply, list[Any]]:
         """Return a reply that says how long it took to read the documents, and those; at most so many."""
         begin = time.perf_counter()
-        documents = list(self._of(reply.ids).limit(most))
+        reading = self._of(reply.ids).limit(most)
+        documents = list(reading)
+        if documents and self._weigh is not None and reading._received:
+            self._weigh(reading._received / len(documents))
         took = (time.perf_counter() - begin) * 1000
         return replace(reply, stages_ms={**reply.stages_ms, "documents": took}), documents
 
-    def _of(self, ids: list[Any]) -> PymongoCursor[Any]:
+    def _of(self, ids: list[Any]) -> Cursor[Any]:
         """Return a cursor over these documents, with this one's options; the filter once more, as it is now."""
         query = {"$and": [{"_id": {"$in": ids}}, self._spec]} if self._spec else {"_id": {"$in": ids}}
         inner: Cursor[Any] = Cursor(self._collection, query, session=self.session)
+        inner._received = 0
         for name in _PASSED_ON:
             setattr(inner, name, getattr(self, name))
         if self._ordering and "_score" in self._ordering:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 
 from pymongo.typings import _DocumentType
@@ -25,6 +26,8 @@ from superduper_nb.search.values import Like, SearchReply, SearchRequest, check_
 __all__ = ["FindingCollection"]
 
 _MAX_PAIRS: Final = 1_000_000
+_LARGE: Final = 16_384
+"""Bytes a document."""
 
 
 class FindingCollection(WritingCollection[_DocumentType]):
@@ -124,6 +127,7 @@ class FindingCollection(WritingCollection[_DocumentType]):
         if like is not None:
             request = self._request(like, n=n, semantic_index=semantic_index, exact=exact, **asked)
             cursor._request, cursor._search = request, self._searched
+            cursor._weigh = partial(self._workspace.document_bytes.__setitem__, self.name)
         elif given := [name for name, value in asked.items() if value not in (None, 0.0)]:
             raise InvalidInputError(f"{given[0]}= goes with like=: say near to what.")
         return cursor
@@ -270,6 +274,8 @@ class FindingCollection(WritingCollection[_DocumentType]):
         self, request: SearchRequest, filter: Mapping[str, Any] | None, untested: bool = False
     ) -> SearchReply:
         workspace = self._workspace
+        # To read a few documents more than are wanted is cheaper than to ask twice, unless they are large.
+        untested = untested and workspace.document_bytes.get(self.name, 0.0) < _LARGE
         among = dict(filter) if filter else None
         asked = replace(request, filter=among, after=workspace.after, untested=untested)
         with stoppable("The search"):

@@ -53,6 +53,8 @@ class Workspace:
         self.store = self.loader.store
         self.jobs = JobStore(client._records[name])
         self.after: Timestamp | None = None
+        self.document_bytes: dict[str, float] = {}
+        """Of each collection: how large those documents were, on average, that a search read last."""
         self._managed = False
         self._looked = float("-inf")
         self._codecs: dict[Any, Codec] = {}

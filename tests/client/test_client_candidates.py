@@ -118,6 +118,16 @@ def test_options_belong_to_the_result(places: sd.Collection[Any]) -> None:
         assert ids(cursor.clone()) == best
 
 
+def test_documents_that_are_large_are_tested_first(places: sd.Collection[Any], reads: Reads) -> None:
+    places.update_many({}, {"$set": {"text": "x" * 20_000}})
+    for query in QUERIES[:2]:
+        list(places.find({"n": {"$lt": 700}}, like={"x": query}))
+    reads.counts.clear()
+    for most, query in enumerate(QUERIES, 750):
+        assert ids(places.find({"n": {"$lt": most}}, like={"x": query}, n=5)) == truth(query, below(most))[:5]
+    assert reads.counts == [5] * len(QUERIES)
+
+
 def test_explain_tells_of_the_candidates(places: sd.Collection[Any]) -> None:
     for _ in range(2):
         search = places.find({"n": {"$lt": 750}}, like={"x": QUERIES[0]}, n=6).explain()["search"]
