@@ -28,6 +28,7 @@ OPTIONAL = {
     "pillow",
     "polars",
     "pyarrow",
+    "rabitqlib",
     "scikit-learn",
     "skorch",
     "transformers",
