@@ -158,7 +158,8 @@ class Cursor(PymongoCursor[_DocumentType]):
 
     def _answered(self) -> tuple[SearchReply, list[Any]]:
         """Search; return what was found, and its documents, in any order."""
-        reply = self._searched(untested=self._join is None)
+        # What matches under a collation of the cursor, only its own query can tell.
+        reply = self._searched(untested=self._join is None and self._collation is None)
         if not reply.untested:
             return self._with_documents(reply)
         assert self._request is not None

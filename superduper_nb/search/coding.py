@@ -1,11 +1,11 @@
-"""Makes codes of the rows of an index, in a thread beside its searches."""
+"""Makes codes of the rows of an index, in a thread beside its searches; then a graph, where one is asked for."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from typing import Final
 
+from superduper_nb.search.graphing import Current, Grapher
 from superduper_nb.search.measures import Floats, Measure
 from superduper_nb.search.options import IndexOptions
 from superduper_nb.search.rows import Rows
@@ -26,9 +26,6 @@ _PART: Final = 131_072
 _GROWTH: Final = 0.25
 """How much longer a segment may become at a time: until they are shown, codes that were added are in the way."""
 
-Current = Callable[[], Rows | None]
-"""Returns the rows of the moment."""
-
 
 class Coder:
     """Keeps the rows of an index coded, but for a short tail.
@@ -41,21 +38,18 @@ class Coder:
         From when, and how deep they are searched.
     lock : threading.Lock
         The index's.
-    then : callable
-        Called with what returns the rows of the moment, when all that is due has been made.
 
     Notes
     -----
     The index is not held, only asked for its rows (with the lock held): it would be freed late, as a part of a cycle.
     """
 
-    def __init__(
-        self, measure: Measure, options: IndexOptions, lock: threading.Lock, then: Callable[[Current], None]
-    ) -> None:
-        self._measure, self._options, self._lock, self._then = measure, options, lock, then
+    def __init__(self, measure: Measure, options: IndexOptions, lock: threading.Lock) -> None:
+        self._measure, self._options, self._lock = measure, options, lock
         self._encode = None if options.kind == "exact" else encoder(measure)
         self._from = 0 if options.coded else _SCAN_FROM
         self._builder: threading.Thread | None = None
+        self._grapher = Grapher(measure, options, lock, self.tend)
 
     @property
     def busy(self) -> bool:
@@ -63,20 +57,22 @@ class Coder:
         return self._builder is not None
 
     def tend(self, current: Current) -> None:
-        """Begin, where there are many rows without codes."""
+        """Begin, where there are many rows without codes, or in no graph."""
         with self._lock:
-            if self._builder is None and self._due(current()) is not None:
-                self._builder = threading.Thread(target=self._build, args=(current,), name="vector codes", daemon=True)
-                self._builder.start()
+            if self._builder is not None:
                 return
-        if self._builder is None:
-            self._then(current)
+            if self._due(current()) is None:
+                self._grapher.tend(current)
+                return
+            self._builder = threading.Thread(target=self._build, args=(current,), name="vector codes", daemon=True)
+            self._builder.start()
 
     def settle(self, current: Current) -> None:
-        """Have the codes made that are due, and wait for them."""
+        """Have made what is due, and wait for it."""
         self.tend(current)
-        while (builder := self._builder) is not None:
+        while (builder := self._builder or self._grapher.builder) is not None:
             builder.join()
+            self.tend(current)
 
     def _build(self, current: Current) -> None:
         try:
@@ -85,20 +81,26 @@ class Coder:
                 made, depth = self._segment(rows, start, stop)
                 with self._lock:
                     now = current()
-                    if now is None or now.ids is not rows.ids or start < now.planned < stop:
-                        continue  # the rows moved to other slots meanwhile, or a graph of some of these was begun
+                    if now is None or now.ids is not rows.ids:
+                        continue  # the rows moved to other slots meanwhile
                     kept = tuple(s for s in now.segments if s.stop <= start)
                     now.segments = (*kept, *made)
                     now.depth = None if depth is None else max(depth, now.depth or 0)
+                    if depth is None:
+                        now.graph = None
                     if self._options.compact:
                         now.let_go()
-        finally:
+        except BaseException:
             self._builder = None
-        self._then(current)
+            raise
 
     def _next(self, current: Current) -> tuple[Rows, int, int] | None:
+        """Return what to make next; where that is nothing, be done, and see to the graph."""
         with self._lock:
-            return self._due(current())
+            if (due := self._due(current())) is None:
+                self._builder = None
+                self._grapher.tend(current)
+            return due
 
     def _due(self, rows: Rows | None) -> tuple[Rows, int, int] | None:
         """Return which slots to make a segment of: the tail, and the last segment where there is room in it."""

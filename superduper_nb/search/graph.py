@@ -11,6 +11,7 @@ less alike than most, and where a query's best are farther away than those of an
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from superduper_nb.search.measures import Floats, Measure, tame
 from superduper_nb.search.scan import CALIBRATED_N, Allowed, Found, Slots, as_coded
 
 __all__ = ["LEAST", "MOST_CANDIDATES", "Graph", "SavedGraph", "made", "restored"]
+
+log = logging.getLogger(__name__)
 
 LEAST: Final = 200_000
 """Rows from which it is worth it: 100 000 are scanned as quickly."""
@@ -78,6 +81,8 @@ class Graph:
     ----------
     saved : SavedGraph or None
         Where it is saved.
+    is_new : bool
+        Nobody has tried to save it.
     """
 
     start: Final = 0
@@ -87,6 +92,7 @@ class Graph:
         self.stop = int(index.num_points)
         self.effort, self.farthest = effort, farthest
         self.saved: SavedGraph | None = None
+        self.is_new = True
 
     @property
     def nbytes(self) -> int:
@@ -114,10 +120,14 @@ class Graph:
         found, distances = self._index.search(_filled(queries), k, max(self.effort, 2 * k))
         return found.astype(np.intp), distances
 
-    def kept(self, path: Path) -> SavedGraph:
-        """Have it saved beside a file, under that file's name and its own digest; raises `OSError` where that fails."""
+    def kept(self, path: Path) -> SavedGraph | None:
+        """Have it saved beside a file, under that file's name and its own digest; None where that fails."""
         if self.saved is None or not self.saved.path.exists():
-            self.saved = self._save(path)
+            self.saved, self.is_new = None, False
+            try:
+                self.saved = self._save(path)
+            except (OSError, RuntimeError) as error:  # a full disk
+                log.warning("The graph of %d vectors was not saved: %s", self.stop, error)
         return self.saved
 
     def _save(self, path: Path) -> SavedGraph:
@@ -128,8 +138,6 @@ class Graph:
             digest = _digest(part)
             name = f"{path.stem}-{digest[:32]}.graph"
             return SavedGraph(part.replace(path.with_name(name)), digest, self.stop, self.effort, self.farthest)
-        except RuntimeError as error:
-            raise OSError(str(error)) from error
         finally:
             part.unlink(missing_ok=True)
 
@@ -144,7 +152,7 @@ def restored(saved: SavedGraph, measure: Measure) -> Graph | None:
         graph = Graph(SymqgIndex.load(os.fspath(saved.path)), measure, saved.effort, saved.farthest)
     except (ImportError, OSError, RuntimeError, ValueError):
         return None
-    graph.saved = saved
+    graph.saved, graph.is_new = saved, False
     return graph
 
 

@@ -12,7 +12,6 @@ from typing import Any, Final
 import numpy as np
 
 from superduper_nb.search.coding import Coder
-from superduper_nb.search.graphing import Grapher
 from superduper_nb.search.hits import NOTHING, Hits
 from superduper_nb.search.ids import id_key, id_keys, packed_ids, packed_keys
 from superduper_nb.search.measures import Floats, Measure
@@ -67,8 +66,7 @@ class VectorIndex:
         self._moment = object()
         """Another one after each change."""
         self._scorer = Scorer(measure, self.options)
-        self._grapher = Grapher(measure, self.options, self._lock)
-        self._coder = Coder(measure, self.options, self._lock, self._grapher.tend)
+        self._coder = Coder(measure, self.options, self._lock)
         if rows is not None and self.options.compact:
             rows.let_go()
 
@@ -208,12 +206,11 @@ class VectorIndex:
     def has_new_graph(self) -> bool:
         """It has a graph that was not saved yet."""
         rows = self._rows
-        return rows is not None and rows.graph is not None and rows.graph.saved is None
+        return rows is not None and rows.graph is not None and rows.graph.is_new
 
     def settle(self) -> None:
         """Have the codes made that are due, and a graph, and wait for them."""
         self._coder.settle(self._current)
-        self._grapher.settle()
 
     def _current(self) -> Rows | None:
         return self._rows
@@ -271,7 +268,7 @@ class VectorIndex:
             return None
         living = len(self._slots)
         alive = None if rows.count == living else rows.alive[: rows.count].copy()
-        return View(rows, rows.count, living, alive, rows.segments, rows.depth, rows.graph)
+        return View(rows, rows.count, living, alive, rows.segments, rows.depth, rows.graph, rows.saved)
 
 
 def _slots(rows: Rows) -> dict[Any, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -250,10 +251,10 @@ def offered(index: Searchable, matching: Matching, query: Floats, n: int, hints:
     None where `planned` is better: it is not known how many match, or few do, or all that do are known.
     """
     matching.expect(_expected(index, matching, hints))
-    share = hints.alike(matching) if (own := hints.share(matching)) is None else own
-    probe = _first_probe(matching, n, hints)
-    guessed = share is None or probe < _needed(n, share)
-    if matching.listed or guessed or probe > _last_probe(index) or probe >= len(index):
+    most = min(_last_probe(index), len(index) - 1)
+    if (share := hints.share(matching)) is None:
+        share, most = hints.alike(matching), min(_most_guessed(n), most)
+    if matching.listed or not share or (probe := math.ceil(expected(n) / share)) > most:
         return None
     hits = index.search(query, probe)
     return Plan(hits, f"{hits.kind}, then filter", len(hits.ids), 0, untested=True)
@@ -317,8 +318,12 @@ def _last_probe(index: Searchable) -> int:
 def _first_probe(matching: Matching, n: int, hints: Hints) -> int:
     if (share := hints.share(matching)) is not None:
         return _needed(n, share)
-    alike, least = hints.alike(matching), max(_FIRST_PROBE, 4 * n)
-    return least if alike is None else min(_needed(n, alike), max(_GUESSED, least))
+    alike = hints.alike(matching)
+    return max(_FIRST_PROBE, 4 * n) if alike is None else min(_needed(n, alike), _most_guessed(n))
+
+
+def _most_guessed(n: int) -> int:
+    return max(_GUESSED, _FIRST_PROBE, 4 * n)
 
 
 def _needed(n: int, share: float) -> int:

@@ -165,6 +165,7 @@ class View:
     segments: tuple[Segment, ...]
     depth: int | None
     graph: Graph | None
+    saved: SavedGraph | None
 
     @property
     def coded(self) -> int:

@@ -126,6 +126,9 @@ class Scorer:
         """Return what the codes hold to be near, and the best of the tail."""
         allowed = None if only is None else only.allowed(view, self._measure)
         found = looked_up(parts, queries, depth, allowed)
+        if parts is not view.segments:  # where the graph knows nothing, the best of the rest are not the best
+            own = found.doubtful[:, : min(depth, parts[0].stop)]
+            found = found._replace(doubtful=found.doubtful | own.all(axis=1, keepdims=True))
         made = Candidates(found.slots, None, found.doubtful)
         if only is None and (view.alive is not None or view.segments[-1].overgrown):
             made = _living(view, parts, found, n)

@@ -89,7 +89,7 @@ def write_snapshot(path: Path, snapshot: Snapshot, view: View, options: Options)
         The disk is full, or the folder not writable; what was there is still there.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    graph = None if view.graph is None else view.graph.kept(path)
+    graph = view.saved if view.graph is None else view.graph.kept(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:

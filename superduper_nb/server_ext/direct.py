@@ -80,7 +80,7 @@ class DirectWay(Router):
     def _is_plain(self, request: HTTPServerRequest) -> bool:
         headers = request.headers
         length = headers.get("Content-Length", "")
-        short = length.isdigit() and int(length) <= min(SHORT, self.app.max_body_bytes)
+        short = length.isdecimal() and int(length) <= min(SHORT, self.app.max_body_bytes)
         common = request.method == "POST" and request.version == "HTTP/1.1"
         return common and short and not request.query and "Origin" not in headers
 

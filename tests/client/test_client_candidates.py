@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from client_models import double
+from pymongo.collation import Collation
 from pymongo.database import Database
 from pymongo.monitoring import CommandFailedEvent, CommandListener, CommandStartedEvent, CommandSucceededEvent
 
@@ -95,6 +96,24 @@ def test_where_too_few_or_too_many_match_it_is_searched_again(places: sd.Collect
                 found = list(places.find({"n": {"$lt": most}}, like={"x": query}, n=n))
                 assert ids(found) == truth(query, below(most))[:n]
     assert max(reads.counts) <= 36
+
+
+@pytest.mark.parametrize("n", [1, 3, 5])
+def test_few_that_most_documents_match_take_one_query(places: sd.Collection[Any], reads: Reads, n: int) -> None:
+    list(places.find({"n": {"$lt": 1400}}, like={"x": QUERIES[0]}, n=n))
+    reads.counts.clear()
+    for most, query in enumerate(QUERIES, 1400):
+        assert ids(places.find({"n": {"$lt": most}}, like={"x": query}, n=n)) == truth(query, below(most))[:n]
+    assert len(reads.counts) < 1.2 * len(QUERIES)
+
+
+def test_a_collation_does_not_change_what_the_filter_of_a_search_means(
+    places: sd.Collection[Any], database: Database[Any]
+) -> None:
+    database["docs"].update_many({}, [{"$set": {"tag": {"$cond": [{"$lt": ["$n", 750]}, "a", "A"]}}}])
+    for query in QUERIES[:4]:
+        found = places.find({"tag": "a"}, like={"x": query}, n=10).collation(Collation("en", strength=2))
+        assert ids(found) == truth(query, below(750))[:10]
 
 
 def test_options_belong_to_the_result(places: sd.Collection[Any]) -> None:

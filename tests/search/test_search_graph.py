@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from bson.codec_options import CodecOptions
 
 import superduper_nb as sd
 from superduper_nb.errors import InvalidInputError
-from superduper_nb.search import coding, graph
+from superduper_nb.search import coding, graph, graphing
 from superduper_nb.search.graph import Graph
 from superduper_nb.search.index import VectorIndex
 from superduper_nb.search.measures import Measure
@@ -162,6 +164,20 @@ def test_one_in_pieces_is_passed_over() -> None:
     assert hits.ids == index.search(vectors(1, seed=1)[0], 10, exact=True).ids
 
 
+def test_one_in_pieces_hides_nothing_behind_what_came_later() -> None:
+    index, queries = index_of(vectors(ROWS)), vectors(40, seed=1)
+    index.put(range(ROWS, ROWS + 900), vectors(900, seed=2))
+    index.settle()
+    assert len(view_of(index).parts(32)) == 2
+
+    class Pieces:
+        def search(self, *_: Any) -> Any:
+            raise RuntimeError("QuantizedGraph search could not produce k results")
+
+    graph_of(index)._index = Pieces()
+    assert recall(index, queries) >= 0.995
+
+
 def test_it_is_not_used_where_it_would_miss_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graph, "_EFFORTS", (10,))
     index = index_of(np.random.default_rng(0).standard_normal((ROWS, 64)).astype(np.float32))
@@ -216,7 +232,8 @@ def test_what_comes_while_it_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     assert building.wait(60)
     for start in range(ROWS, len(rows), 300):  # codes are made meanwhile
         index.put(range(start, start + 300), rows[start : start + 300])
-        index._coder.settle(index._current)
+        index.tend()
+        until(lambda: not index.tending)
     assert index.kind == "scan"
     index.remove(range(50))
     go_on.set()
@@ -224,6 +241,22 @@ def test_what_comes_while_it_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     assert graph_of(index).stop == ROWS
     assert [segment.start for segment in view_of(index).segments][:2] == [0, ROWS]
     assert recall(index, vectors(40, seed=1)) >= 0.99
+
+
+def test_what_came_while_it_was_built_is_seen_to_when_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = graph.made
+
+    def grows(*given: Any) -> Graph | None:
+        monkeypatch.setattr(graph, "made", made)
+        index.put(range(ROWS, 2 * ROWS), vectors(ROWS, seed=4))
+        index.tend()
+        return made(*given)
+
+    monkeypatch.setattr(graph, "made", grows)
+    index = VectorIndex(Measure("cosine"), IndexOptions(kind="graph"))
+    index.put(range(ROWS), vectors(ROWS))
+    index.settle()
+    assert graph_of(index).stop == 2 * ROWS
 
 
 def test_rows_that_moved_meanwhile_have_no_use_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,10 +272,32 @@ def test_rows_that_moved_meanwhile_have_no_use_for_it(monkeypatch: pytest.Monkey
     index = VectorIndex(Measure("cosine"), IndexOptions(kind="graph"))
     index.put(range(ROWS), vectors(ROWS))
     index.settle()
-    assert index.kind == "exact"  # nothing is made yet of the rows as they are now
-    index.settle()
     assert graph_of(index).stop == len(index)
     assert recall(index, vectors(40, seed=1)) >= 0.99
+
+
+def test_one_that_is_dropped_before_its_turn_is_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[int] = []
+    monkeypatch.setattr(graph, "made", lambda rows, *_: built.append(len(rows)))
+    index = VectorIndex(Measure("cosine"), IndexOptions(kind="graph"))
+    index.put(range(ROWS), vectors(ROWS))
+    with graphing._ONE_AT_A_TIME:  # another one's is being built
+        index.tend()
+        grapher, gone = index._coder._grapher, weakref.ref(index)
+        until(lambda: grapher.builder is not None)
+        del index
+        until(lambda: gc.collect() >= 0 and gone() is None)  # the thread that made the codes is ending
+    until(lambda: grapher.builder is None)
+    assert not built
+
+
+def test_where_codes_are_of_no_use_any_more_neither_is_it() -> None:
+    index = index_of(vectors(ROWS))
+    alike = np.tile(vectors(1, seed=3), (600, 1)) + 1e-4 * vectors(600, seed=4)
+    index.put(range(ROWS, ROWS + 600), alike.astype(np.float32))
+    index.settle()
+    assert (index.kind, index.memory["graph"]) == ("exact", 0) or index.kind == "graph"
+    assert recall(index, alike[:5] + vectors(5, seed=5)) >= 0.98
 
 
 def test_searches_beside_changes_and_graphs_that_are_built_anew() -> None:
@@ -313,6 +368,17 @@ def test_it_is_read_from_its_file_instead_of_built(tmp_path: Path, monkeypatch: 
     assert list(tmp_path.glob("*.graph")) == [kept]
 
 
+def test_a_snapshot_that_is_written_before_it_is_read_keeps_it(tmp_path: Path) -> None:
+    index, path = index_of(vectors(ROWS)), tmp_path / "a.index"
+    write(path, index)
+    (kept,) = tmp_path.glob("*.graph")
+    write(path, again(path))  # nothing has asked for its graph yet
+    assert list(tmp_path.glob("*.graph")) == [kept]
+    found = again(path)
+    found.settle()
+    assert (found.kind, found.has_new_graph) == ("graph", False)
+
+
 def test_another_takes_its_place(tmp_path: Path) -> None:
     path, rows = tmp_path / "a.index", vectors(ROWS + 3000)
     index = index_of(rows[:ROWS])
@@ -343,29 +409,30 @@ def test_a_damaged_one_is_built_anew(tmp_path: Path, damage: str, caplog: pytest
     with caplog.at_level(logging.WARNING):
         found = again(path)
         found.settle()
-    assert "is not as it was written: it is built anew" in caplog.text
+    assert "can't be read from its file: it is built anew" in caplog.text
     assert (found.kind, found.has_new_graph) == ("graph", True)
     assert recall(found, vectors(30, seed=1)) >= 0.99
 
 
-def test_a_disk_that_is_full_leaves_the_snapshot_before(tmp_path: Path) -> None:
+def test_a_disk_that_is_full_for_it_has_room_for_the_snapshot(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     index, path = index_of(vectors(ROWS)), tmp_path / "a.index"
-    write(path, index)
-    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
-    index.put(range(ROWS, ROWS + 3000), vectors(3000, seed=3))
-    index.settle()
 
     class Full:
-        num_points, dim = 7000, 64
+        num_points, dim = ROWS, 64
 
         def save(self, path: str) -> None:
             Path(path).write_bytes(b"half")
             raise RuntimeError("Failed to write the index")
 
     graph_of(index)._index = Full()
-    with pytest.raises(OSError, match="Failed to write"):
+    with caplog.at_level(logging.WARNING):
         write(path, index)
-    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
+    assert "was not saved: Failed to write" in caplog.text
+    assert list(tmp_path.iterdir()) == [path]
+    assert not index.has_new_graph  # it is not tried again for its own sake
+    found = again(path)
+    found.settle()
+    assert (found.kind, found.has_new_graph) == ("graph", True)
 
 
 # --- the service ---------------------------------------------------------------------------------------------------
