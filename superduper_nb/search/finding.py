@@ -44,7 +44,7 @@ class Finding:
         """Return the nearest `n` within the range of scores; or candidates, where those will do."""
         request = self.request
         if request.untested and self._matching is not None and not (self._in_range or request.exact):
-            plan = offered(self._index, self._matching, query, request.n, self._hints)
+            plan = offered(self._index, self._matching, query, request.n, self._hints, unusual=request.of_several)
             if plan is not None:
                 return plan
         ranking = self._ranking(query)
@@ -92,7 +92,8 @@ class Finding:
         request = self.request
 
         def search(n: int) -> Plan:
-            return planned(self._index, self._matching, query, n, exact=request.exact, hints=self._hints)
+            how: Any = {"exact": request.exact, "unusual": request.of_several}
+            return planned(self._index, self._matching, query, n, hints=self._hints, **how)
 
         return Ranking(search, request.min_score, request.max_score)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
 from typing import Any, Final
@@ -236,7 +237,9 @@ class VectorIndex:
         view = self.view()
         return [NOTHING] * len(queries) if view is None else self._scorer.many(view, queries, n, exact=exact)
 
-    def search(self, query: Floats, n: int, *, among: Subset | None = None, exact: bool = False) -> Hits:
+    def search(
+        self, query: Floats, n: int, *, among: Subset | None = None, exact: bool = False, unusual: bool = False
+    ) -> Hits:
         """Return the `n` nearest, of all or `among` some identifiers.
 
         Parameters
@@ -247,6 +250,8 @@ class VectorIndex:
             Those that are not in the index count as not there.
         exact : bool, default False
             Score every vector, also where codes would do.
+        unusual : bool, default False
+            The query is between vectors rather than like one: a graph would miss more of its nearest than of others'.
         """
         with self._lock:
             view = self._view()
@@ -255,7 +260,7 @@ class VectorIndex:
             return NOTHING
         if places is not None:
             return self._scorer.among(view, places, query, n, exact=exact)
-        return self._scorer.nearest(view, query, n, exact=exact)
+        return self._scorer.nearest(replace(view, graph=None) if unusual else view, query, n, exact=exact)
 
     def view(self) -> View | None:
         """Return what there is now, for as long as it is wanted; None of an empty one."""

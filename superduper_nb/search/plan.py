@@ -225,19 +225,28 @@ class Hints:
             self._tested.pop(oldest, None)
 
 
-def planned(index: Searchable, matching: Matching | None, query: Floats, n: int, *, exact: bool, hints: Hints) -> Plan:
+def planned(
+    index: Searchable,
+    matching: Matching | None,
+    query: Floats,
+    n: int,
+    *,
+    exact: bool,
+    hints: Hints,
+    unusual: bool = False,
+) -> Plan:
     """Search; under a filter, take the cheaper of two complete ways.
 
     Where many documents match, the best candidates are tested against the filter until `n` have passed: they are in
     order, so the first `n` that pass are the answer. Where few match, MongoDB lists them and only those are compared.
     """
     if matching is None:
-        hits = index.search(query, n, exact=exact)
+        hits = index.search(query, n, exact=exact, unusual=unusual)
         return Plan(hits, hits.kind, hits.candidates, hits.candidates)
     if not exact:
         matching.expect(_expected(index, matching, hints))
         known = matching.listed or _rare(index, matching, n, hints)
-        if not known and (plan := _probed(index, matching, query, n, hints)) is not None:
+        if not known and (plan := _probed(index, matching, query, n, hints, unusual=unusual)) is not None:
             return plan
     among = matching.all()
     hints.put(matching, len(among) / max(1, len(index)), max(1, len(index)))
@@ -245,7 +254,9 @@ def planned(index: Searchable, matching: Matching | None, query: Floats, n: int,
     return Plan(hits, f"filter, then {hits.kind}", len(among), len(among))
 
 
-def offered(index: Searchable, matching: Matching, query: Floats, n: int, hints: Hints) -> Plan | None:
+def offered(
+    index: Searchable, matching: Matching, query: Floats, n: int, hints: Hints, *, unusual: bool = False
+) -> Plan | None:
     """Return candidates of which `n` should match, for one who tests them while reading their documents.
 
     None where `planned` is better: it is not known how many match, or few do, or all that do are known.
@@ -256,7 +267,7 @@ def offered(index: Searchable, matching: Matching, query: Floats, n: int, hints:
         share, most = hints.alike(matching), min(_most_guessed(n), most)
     if matching.listed or not share or (probe := math.ceil(expected(n) / share)) > most:
         return None
-    hits = index.search(query, probe)
+    hits = index.search(query, probe, unusual=unusual)
     return Plan(hits, f"{hits.kind}, then filter", len(hits.ids), 0, untested=True)
 
 
@@ -290,10 +301,12 @@ def _rare(index: Searchable, matching: Matching, n: int, hints: Hints) -> bool:
     return matching.few(int(expected(n) * len(index) / last))
 
 
-def _probed(index: Searchable, matching: Matching, query: Floats, n: int, hints: Hints) -> Plan | None:
+def _probed(
+    index: Searchable, matching: Matching, query: Floats, n: int, hints: Hints, *, unusual: bool
+) -> Plan | None:
     probe, last = _first_probe(matching, n, hints), _last_probe(index)
     while probe <= last and probe < len(index):
-        candidates = index.search(query, probe)
+        candidates = index.search(query, probe, unusual=unusual)
         passed = matching.of(candidates.ids)
         share = len(passed) / probe
         hints.put(matching, share, probe)

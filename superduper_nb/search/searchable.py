@@ -27,8 +27,10 @@ class Searchable(Protocol):
 
     def __len__(self) -> int: ...
 
-    def search(self, query: Floats, n: int, *, among: Subset | None = None, exact: bool = False) -> Hits:
-        """Return the `n` nearest, of all or `among` some identifiers."""
+    def search(
+        self, query: Floats, n: int, *, among: Subset | None = None, exact: bool = False, unusual: bool = False
+    ) -> Hits:
+        """Return the `n` nearest, of all or `among` some identifiers; an `unusual` query is like none of them."""
 
     def search_many(self, queries: Sequence[Floats], n: int, *, exact: bool = False) -> list[Hits]:
         """Return the `n` nearest of each query."""

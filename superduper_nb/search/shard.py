@@ -87,7 +87,7 @@ class Shard:
         self._live.start()
 
     async def search(
-        self, moment: Moment, queries: Sequence[Floats], n: int, among: list[Any] | None, exact: bool
+        self, moment: Moment, queries: Sequence[Floats], n: int, among: list[Any] | None, exact: bool, unusual: bool
     ) -> Answer[list[Hits]] | None:
         """Return the `n` nearest of each query; None where it is not loaded and nobody waits for that."""
 
@@ -95,7 +95,7 @@ class Shard:
             if among is None and len(queries) > 1:
                 return index.search_many(queries, n, exact=exact)
             some = None if among is None else Subset(among)
-            return [index.search(query, n, among=some, exact=exact) for query in queries]
+            return [index.search(query, n, among=some, exact=exact, unusual=unusual) for query in queries]
 
         return await self._at(moment, search)
 

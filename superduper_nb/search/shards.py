@@ -176,16 +176,21 @@ class _Look:
         """Numbers a vector; None while it is empty."""
         return self._shards.dimension
 
-    def search(self, query: Floats, n: int, *, among: Subset | None = None, exact: bool = False) -> Hits:
+    def search(
+        self, query: Floats, n: int, *, among: Subset | None = None, exact: bool = False, unusual: bool = False
+    ) -> Hits:
         """Return the `n` nearest, of all or `among` some identifiers."""
-        return self._searched([query], n, None if among is None else among.ids, exact=exact)[0]
+        return self._searched([query], n, None if among is None else among.ids, exact=exact, unusual=unusual)[0]
 
     def search_many(self, queries: Sequence[Floats], n: int, *, exact: bool = False) -> list[Hits]:
         """Return the `n` nearest of each query."""
         return self._searched(queries, n, None, exact=exact)
 
-    def _searched(self, queries: Sequence[Floats], n: int, among: list[Any] | None, *, exact: bool) -> list[Hits]:
-        return [merged(parts, n) for parts in zip(*self._answers("search", queries, n, among, exact), strict=True)]
+    def _searched(
+        self, queries: Sequence[Floats], n: int, among: list[Any] | None, *, exact: bool, unusual: bool = False
+    ) -> list[Hits]:
+        answers = self._answers("search", queries, n, among, exact, unusual)
+        return [merged(parts, n) for parts in zip(*answers, strict=True)]
 
     def vector(self, id: Any) -> Floats | None:
         """Return the vector of an identifier, or None."""

@@ -124,6 +124,11 @@ class SearchRequest:
         self._check_combination()
 
     @property
+    def of_several(self) -> bool:
+        """It is near to several examples, or away from one: near to no document, perhaps."""
+        return self.unlike is not None or (isinstance(self.like, Sequence) and len(self.like) > 1)
+
+    @property
     def many(self) -> bool:
         """It is a batch."""
         return self.likes is not None or _is_matrix(self.vector)

@@ -151,6 +151,13 @@ def test_a_query_unlike_all_vectors_is_scanned() -> None:
     assert recall(index, unlike) >= recall(scanned, unlike)
 
 
+def test_a_query_between_vectors_is_scanned() -> None:
+    index, (one, other) = index_of(vectors(ROWS)), vectors(2, seed=1)
+    hits = index.search((one + other) / 2, 10, unusual=True)
+    assert hits.kind == "scan"
+    assert hits.ids == index.search((one + other) / 2, 10, exact=True).ids
+
+
 def test_one_in_pieces_is_passed_over() -> None:
     index = index_of(vectors(ROWS))
 
@@ -455,6 +462,9 @@ def test_an_index_of_a_collection(
     until(lambda: described()["kind"] == "graph")
     made.check(query)
     made.check(query, 10, {"x": 0})
+    assert made.ask(like={"x": query.tolist()}).strategy == "graph"
+    assert made.ask(like=[{"x": query.tolist()}, {"x": (query + 1).tolist()}]).strategy == "scan"
+    assert made.ask(like={"x": query.tolist()}, unlike={"x": (query + 1).tolist()}).strategy == "scan"
     until(lambda: list((home / "indexes").glob("*.graph")))
     made.docs.delete_many({"_id": {"$lt": 20}})
     made.check(query)
