@@ -298,13 +298,14 @@ def test_one_that_is_dropped_before_its_turn_is_not_built(monkeypatch: pytest.Mo
     assert not built
 
 
-def test_where_codes_are_of_no_use_any_more_neither_is_it() -> None:
+def test_where_codes_are_of_no_use_any_more_neither_is_it(monkeypatch: pytest.MonkeyPatch) -> None:
     index = index_of(vectors(ROWS))
-    alike = np.tile(vectors(1, seed=3), (600, 1)) + 1e-4 * vectors(600, seed=4)
-    index.put(range(ROWS, ROWS + 600), alike.astype(np.float32))
+    assert index.memory["graph"]
+    monkeypatch.setattr(coding, "calibrated", lambda *_: None)  # of what comes, no depth finds enough
+    index.put(range(ROWS, ROWS + 600), vectors(600, seed=4))
     index.settle()
-    assert (index.kind, index.memory["graph"]) == ("exact", 0) or index.kind == "graph"
-    assert recall(index, alike[:5] + vectors(5, seed=5)) >= 0.98
+    assert (index.kind, index.memory["graph"]) == ("exact", 0)
+    assert recall(index, vectors(5, seed=5)) == 1
 
 
 def test_searches_beside_changes_and_graphs_that_are_built_anew() -> None:
