@@ -262,8 +262,13 @@ def test_what_came_while_it_was_built_is_seen_to_when_it_is(monkeypatch: pytest.
     monkeypatch.setattr(graph, "made", grows)
     index = VectorIndex(Measure("cosine"), IndexOptions(kind="graph"))
     index.put(range(ROWS), vectors(ROWS))
-    index.settle()
-    assert graph_of(index).stop == 2 * ROWS
+    index.tend()  # and nothing changes any more
+
+    def grown() -> bool:
+        found = view_of(index).graph
+        return found is not None and found.stop == 2 * ROWS
+
+    until(grown)
 
 
 def test_rows_that_moved_meanwhile_have_no_use_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
